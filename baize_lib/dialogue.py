@@ -1,0 +1,312 @@
+"""A dialogue, and every text format it travels in.
+
+Roles are `user` and `assistant`, as in the ecosystem; Baize's own format writes them as tags:
+
+    The conversation between human and AI assistant.
+    [|Human|] What is LoRA?
+    [|AI|] A way to fine-tune a large model by training two small matrices.
+
+`pieces` is the one function that lays a dialogue out as text. Training and inference both call it,
+so the text a model is asked with is, to the character, the text it was trained on.
+
+>>> question, answer = Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")
+>>> print(render([question, answer], eos="</s>"))
+The conversation between human and AI assistant.
+[|Human|] What is LoRA?
+[|AI|] Two small matrices.</s>
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from baize_lib.config import BaizeError
+
+__all__ = [
+    "Message", "Dialogue", "Piece", "Transcript", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE",
+    "pieces", "render", "check_roles", "parse_transcript", "to_chat", "from_chat", "to_sharegpt",
+    "from_sharegpt", "to_baize_record", "from_baize_record",
+]  # fmt: skip
+
+HUMAN_TAG, AI_TAG = "[|Human|]", "[|AI|]"
+HEADER = {
+    "en": "The conversation between human and AI assistant.",
+    "zh": "人类与人工智能助手之间的对话。",
+}
+TEMPLATE = "baize-v1+eos"  # stored with an adapter: another template, another model
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One thing said. `role` is "user" or "assistant" ("system" may come first)."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """Messages in order, with where they came from. A turn is one question and its reply."""
+
+    messages: tuple[Message, ...]
+    id: str = ""
+    seed: str = ""
+    source: str = ""
+
+    @property
+    def num_turns(self) -> int:
+        return sum(message.role == "assistant" for message in self.messages)
+
+    def by(self, role: str) -> list[str]:
+        """Everything `role` said, in order."""
+        return [message.content for message in self.messages if message.role == role]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of rendered text; `learn` says whether the loss counts it."""
+
+    text: str
+    learn: bool
+
+
+def pieces(
+    messages: Sequence[Message],
+    *,
+    eos: str = "",
+    language: str = "en",
+    open_reply: bool = False,
+) -> list[Piece]:
+    """Lay a dialogue out in Baize's format, cut where the loss mask changes.
+
+    A reply's piece starts with the space after its tag and ends with `eos`: the model learns to
+    stop. (Baize v1 wrote no end token, so its model had to be stopped from outside.)
+
+    Args:
+        messages: alternating user and assistant; a leading system message replaces the header.
+        eos: the tokenizer's end token, appended to every reply.
+        language: whose header to write, a key of `HEADER`.
+        open_reply: end on an open `[|AI|]` tag, ready for a model to continue; the last message
+            must then be the user's.
+
+    Raises:
+        BaizeError: the roles do not alternate, or the language has no header.
+    """
+    header, turns = _split_header(messages, language)
+    check_roles(turns, open_reply=open_reply)
+    laid_out = []
+    for i in range(0, len(turns), 2):
+        before = header if i == 0 else ""
+        laid_out.append(Piece(f"{before}\n{HUMAN_TAG} {turns[i].content}\n{AI_TAG}", False))
+        if i + 1 < len(turns):
+            laid_out.append(Piece(f" {turns[i + 1].content}{eos}", True))
+    return laid_out
+
+
+def render(messages: Sequence[Message], **options: Any) -> str:
+    """The text of `pieces(messages, **options)`."""
+    return "".join(piece.text for piece in pieces(messages, **options))
+
+
+def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> None:
+    """Raise BaizeError unless user and assistant alternate, from the user to the right end."""
+    for i, message in enumerate(messages):
+        expected = ("user", "assistant")[i % 2]
+        if message.role != expected:
+            raise BaizeError(
+                f"message {i + 1} is from {message.role!r} where {expected!r} was due: "
+                "roles must alternate, starting with the user"
+            )
+    if not messages or (len(messages) % 2 == 1) != open_reply:
+        wanted = "a user's question" if open_reply else "an assistant's reply"
+        raise BaizeError(f"a dialogue of {len(messages)} messages does not end with {wanted}")
+
+
+def _split_header(messages: Sequence[Message], language: str) -> tuple[str, Sequence[Message]]:
+    if messages and messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    if language not in HEADER:
+        raise BaizeError(f"language {language!r} has no header: use one of {', '.join(HEADER)}")
+    return HEADER[language], messages
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What `parse_transcript` found: whole exchanges, and what was wrong with the rest."""
+
+    messages: tuple[Message, ...]
+    defects: tuple[str, ...]
+
+
+_TAG = re.compile(r"^\[\|?(Human|AI)\|?\]:?[ \t]*", re.IGNORECASE)
+_FENCE = re.compile(r"^\s*(?:```|~~~)[ \t]*(\w*)")
+
+
+def parse_transcript(text: str) -> Transcript:
+    """Read a transcript with `[Human]` / `[AI]` tags (or `[|Human|]` / `[|AI|]`). Never raises.
+
+    A tag counts only at the start of a line outside fenced code, so "[AI]" in a sentence or a
+    program stays text. A complete last exchange is kept; a question without a reply is not.
+
+    >>> parse_transcript("[Human] Hi\\n[AI] Hello.\\n[Human] And").defects
+    ('unanswered question',)
+    """
+    spoken: list[tuple[str, str]] = []  # (role, text)
+    defects: list[str] = []
+    for role, lines in _runs(text):
+        content = "\n".join(lines).strip()
+        if not role:
+            if content:
+                spoken.append(("", content))
+        elif not content:
+            defects.append("empty turn")
+        elif spoken and spoken[-1][0] == role:
+            defects.append("repeated tag")
+            spoken[-1] = (role, f"{spoken[-1][1]}\n{content}")
+        else:
+            spoken.append((role, content))
+    if spoken and not spoken[0][0]:
+        spoken = _place_untagged(spoken, defects)
+    return Transcript(tuple(_whole_exchanges(spoken, defects)), tuple(defects))
+
+
+def _runs(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (role, lines) for each tagged stretch; role "" is the text before the first tag."""
+    lines = text.strip().split("\n")
+    in_code = _fenced(lines)
+    role, current = "", []
+    for i, line in enumerate(lines):
+        tag = None if i in in_code else _TAG.match(line)
+        if tag:
+            yield role, current
+            role = "user" if tag[1].lower() == "human" else "assistant"
+            current = [line[tag.end() :]]
+        else:
+            current.append(line)
+    yield role, current
+
+
+def _fenced(lines: Sequence[str]) -> set[int]:
+    """The line numbers inside closed code fences; a fence left open hides nothing."""
+    inside, opened = set(), None
+    for i, line in enumerate(lines):
+        fence = _FENCE.match(_TAG.sub("", line))
+        if not fence:
+            continue
+        if opened is None or fence[1]:  # a language name always opens
+            opened = i
+        else:
+            inside.update(range(opened + 1, i + 1))
+            opened = None
+    return inside
+
+
+def _place_untagged(spoken: list[tuple[str, str]], defects: list[str]) -> list[tuple[str, str]]:
+    if len(spoken) == 1:
+        defects.append("no tags")
+        return []
+    if spoken[1][0] == "assistant":  # the first question lost its tag
+        defects.append("missing first tag")
+        return [("user", spoken[0][1]), *spoken[1:]]
+    defects.append("text before the first tag")
+    return spoken[1:]
+
+
+def _whole_exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> Iterator[Message]:
+    if spoken and spoken[0][0] == "assistant":
+        defects.append("reply without a question")
+        spoken = spoken[1:]
+    if spoken and spoken[-1][0] == "user":
+        defects.append("unanswered question")
+        spoken = spoken[:-1]
+    for role, content in spoken:
+        yield Message(role, content)
+
+
+def to_chat(dialogue: Dialogue | Sequence[Message]) -> dict[str, Any]:
+    """`{"messages": [{"role", "content"}, …]}`: what TRL, OpenAI and Axolotl read."""
+    messages = dialogue.messages if isinstance(dialogue, Dialogue) else dialogue
+    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+
+
+def from_chat(row: dict[str, Any]) -> Dialogue:
+    """A dialogue from a chat row or a ledger line.
+
+    Raises:
+        BaizeError: `messages` is missing or malformed.
+    """
+    try:
+        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+    except (KeyError, TypeError) as error:
+        raise BaizeError(
+            f"a chat row needs 'messages', a list of role and content ({error!r}); "
+            f"it has {sorted(row) if isinstance(row, dict) else type(row).__name__}"
+        ) from error
+    seed = row.get("seed") or {}
+    seed = seed if isinstance(seed, dict) else {"text": str(seed)}
+    return Dialogue(messages, str(row.get("id", "")), seed.get("text", ""), seed.get("source", ""))
+
+
+_SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
+}  # fmt: skip
+
+
+def to_sharegpt(dialogue: Dialogue) -> dict[str, Any]:
+    """`{"id", "conversations": [{"from": "human" | "gpt", "value"}, …]}`."""
+    speaker = {"user": "human", "assistant": "gpt", "system": "system"}
+    turns = [{"from": speaker[m.role], "value": m.content} for m in dialogue.messages]
+    return {"id": dialogue.id, "conversations": turns}
+
+
+def from_sharegpt(row: dict[str, Any]) -> Dialogue:
+    """A dialogue from a ShareGPT row.
+
+    Raises:
+        BaizeError: `conversations` is missing, or a speaker is unknown.
+    """
+    try:
+        messages = tuple(
+            Message(_SHAREGPT_ROLES[turn["from"].lower()], turn["value"])
+            for turn in row["conversations"]
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BaizeError(
+            f"a ShareGPT row needs 'conversations', a list of from and value, with known speakers "
+            f"({', '.join(_SHAREGPT_ROLES)}): {error!r}"
+        ) from error
+    return Dialogue(messages, str(row.get("id", "")))
+
+
+def to_baize_record(dialogue: Dialogue, *, language: str = "en") -> dict[str, str]:
+    """The released corpus's record, `{"topic", "input"}`; its last tag dangles, as released."""
+    text = render(dialogue.messages, language=language)
+    return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
+
+
+def from_baize_record(row: dict[str, Any]) -> tuple[Dialogue, tuple[str, ...]]:
+    """A dialogue, and its defects, from a released record; its header may be in any language.
+
+    Raises:
+        BaizeError: `input` is missing.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+        raise BaizeError("a released Baize record needs 'topic' and 'input', both texts")
+    found = parse_transcript(row["input"])
+    expected = ("text before the first tag", *_dangling(row["input"]))
+    defects = tuple(_without(found.defects, expected))
+    return Dialogue(found.messages, seed=str(row.get("topic", ""))), defects
+
+
+def _dangling(text: str) -> tuple[str, ...]:
+    return ("empty turn",) if text.rstrip().endswith(HUMAN_TAG) else ()
+
+
+def _without(defects: Iterable[str], expected: Iterable[str]) -> list[str]:
+    left = list(defects)
+    for defect in expected:
+        if defect in left:
+            left.remove(defect)
+    return left
