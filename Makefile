@@ -1,0 +1,58 @@
+# The course's commands. A fresh machine needs Python 3.11 or newer and make; nothing else.
+#   make course   set up, run all notebooks at TIER (laptop), HTML index and receipt in runs/course/
+#   make test     set up, lint, doctests, tests, and every notebook at tier ci
+#   make lab      JupyterLab on the course
+#   make render   run again at tier laptop and write outputs into notebooks/, figures into figures/
+#   make clean    remove what a command can make again; runs you made stay
+# Linux without a GPU: add TORCH_INDEX=https://download.pytorch.org/whl/cpu to fetch the small torch.
+TIER ?= laptop
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+  && command -v $$p && break; done)
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# notebooks in CI must not reach out; a paid teacher is never called by a test
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help course test lint lab render clean demo
+help:
+	@sed -n '2,7s/^# *//p' Makefile
+
+course: $(READY)
+	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course run
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(OFFLINE) $(BIN)/python -m pytest -q
+	rm -rf runs/ci-notebooks
+	$(OFFLINE) BAIZE_TIER=ci BAIZE_RUN=ci-notebooks $(BIN)/python -m pytest -q -p no:doctest \
+	  --nbmake --nbmake-timeout=900 --override-ini=addopts= notebooks
+
+lab: $(READY)
+	BAIZE_TIER=$(TIER) $(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+render: $(READY)
+	@BAIZE_TIER=laptop $(BIN)/python -m baize_lib.course render
+
+demo: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m baize_lib.demo
+
+clean:
+	rm -rf $(VENV) runs/course runs/ci-notebooks .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: your other runs in runs/, and the embedded model in the user cache."
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No usable Python found: the course needs Python 3.11 or newer \
+	with its venv module (Debian/Ubuntu: apt install python3-venv). Then run make again, or name \
+	one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
