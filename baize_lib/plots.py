@@ -1,0 +1,194 @@
+"""One look for every figure: white ground, colour-blind-safe colours, labels on the data.
+
+The same colour means the same speaker or model throughout the course. `show(figure, name, alt)`
+puts the picture into the notebook with its alt text and, under `make render`, into `figures/`.
+
+>>> COLOURS["assistant"]
+'#D55E00'
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baize_lib.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS", "figure", "show", "pipeline", "bars", "stacked_bars", "histogram",
+    "loss_curve", "scatter_labels",
+]  # fmt: skip
+
+# Okabe and Ito's palette (2008), readable with every common colour blindness.
+COLOURS = {
+    "user": "#0072B2", "assistant": "#D55E00", "base": "#6E6E6E", "tuned": "#009E73",
+    "teacher": "#CC79A7", "published": "#E69F00", "other": "#56B4E9", "ink": "#222222",
+}  # fmt: skip
+
+
+def figure(width: float = 7.0, height: float = 3.2, **options: Any) -> tuple["Figure", Any]:
+    """A new figure and its axes in the course's style; sizes in inches."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        new = Figure(figsize=(width, height), layout="constrained")
+        axes = new.subplots(**options)
+    return new, axes
+
+
+_STYLE = {
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
+    "axes.labelcolor": COLOURS["ink"], "axes.titlesize": 12, "axes.titlelocation": "left",
+    "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
+    "xtick.color": "#444444", "ytick.color": "#444444", "font.size": 11,
+}  # fmt: skip
+
+
+def show(drawn: "Figure", name: str, alt: str) -> None:
+    """Display a figure with its alt text; save it as `<name>.png` where BAIZE_FIGURES points."""
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=110)
+    if folder := os.environ.get("BAIZE_FIGURES"):
+        write_atomic(Path(folder) / f"{name}.png", buffer.getvalue())
+    display(Image(data=buffer.getvalue(), alt=alt, width=int(drawn.get_size_inches()[0] * 100)))
+
+
+def pipeline(steps: Sequence[tuple[str, str, str]]) -> "Figure":
+    """Boxes joined by arrows. Each step is (title, what happens, file it leaves)."""
+    from matplotlib.patches import FancyBboxPatch
+
+    drawn, axes = figure(9.6, 2.2)
+    axes.set_axis_off()
+    axes.set(xlim=(-0.05, len(steps) - 0.15), ylim=(0, 1))
+    hues = ["other", "user", "published", "assistant", "tuned", "teacher"]
+    for i, (title, what, file) in enumerate(steps):
+        colour = COLOURS[hues[i % len(hues)]]
+        box = FancyBboxPatch(
+            (i, 0.3), 0.72, 0.52, boxstyle="round,pad=0.02,rounding_size=0.05",
+            facecolor=f"{colour}22", edgecolor=colour, linewidth=1.6,
+        )  # fmt: skip
+        axes.add_patch(box)
+        axes.text(i + 0.36, 0.68, title, ha="center", va="center", fontsize=12.5, weight="bold")
+        axes.text(i + 0.36, 0.45, what, ha="center", va="center", fontsize=9.5)
+        axes.text(i + 0.36, 0.14, file, ha="center", va="center", fontsize=9, family="monospace")
+        if i + 1 < len(steps):
+            axes.annotate(
+                "", (i + 0.98, 0.56), (i + 0.745, 0.56),
+                arrowprops={"arrowstyle": "-|>", "color": "#555555", "lw": 1.6},
+            )  # fmt: skip
+    return drawn
+
+
+def bars(
+    values: Mapping[str, float],
+    *,
+    title: str,
+    unit: str,
+    colour: str | Mapping[str, str] = "other",
+    form: str = "{:,.0f}",
+    log: bool = False,
+) -> "Figure":
+    """Horizontal bars, the first on top, each with its value written at its end."""
+    drawn, axes = figure(7.0, 0.8 + 0.36 * max(len(values), 1))
+    names, lengths = list(values), list(values.values())
+    hues = [COLOURS[colour if isinstance(colour, str) else colour[name]] for name in names]
+    placed = axes.barh(names, lengths, color=hues, height=0.68)
+    axes.bar_label(placed, labels=[form.format(v) for v in lengths], padding=4, fontsize=10.5)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
+    axes.margins(x=0.16)
+    return drawn
+
+
+def stacked_bars(
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], *, title: str, unit: str,
+    colours: Mapping[str, str],
+) -> "Figure":  # fmt: skip
+    """One vertical bar a label, built of named parts; each part is labelled once, at the right."""
+    drawn, axes = figure(7.0, 3.4)
+    floor = [0.0] * len(labels)
+    for name, heights in parts.items():
+        axes.bar(labels, heights, bottom=floor, color=COLOURS[colours[name]], width=0.7)
+        if labels:
+            middle = floor[-1] + heights[-1] / 2
+            axes.annotate(
+                name, (len(labels) - 0.6, middle), color=COLOURS[colours[name]],
+                va="center", fontsize=11, annotation_clip=False,
+            )  # fmt: skip
+        floor = [low + high for low, high in zip(floor, heights, strict=True)]
+    axes.set(title=title, ylabel=unit, xlim=(-0.6, len(labels) + 0.5))
+    return drawn
+
+
+def histogram(
+    values: Mapping[str, Sequence[float]], *, title: str, unit: str, colours: Mapping[str, str],
+    bins: int = 24,
+) -> "Figure":  # fmt: skip
+    """Outlined histograms on one axis, each labelled with its name and median."""
+    drawn, axes = figure(7.0, 3.0)
+    everything = [value for series in values.values() for value in series]
+    limits = (min(everything, default=0), max(everything, default=1))
+    for i, (name, series) in enumerate(values.items()):
+        colour = COLOURS[colours[name]]
+        axes.hist(series, bins=bins, range=limits, color=f"{colour}55", edgecolor=colour)
+        middle = sorted(series)[len(series) // 2] if series else 0
+        axes.text(
+            0.98, 0.94 - 0.11 * i, f"{name}: median {middle:,.0f}", color=colour,
+            transform=axes.transAxes, ha="right", va="top",
+        )  # fmt: skip
+    axes.set(title=title, xlabel=unit, ylabel="count")
+    return drawn
+
+
+def loss_curve(
+    steps: Sequence[int], losses: Sequence[float], held_out: Mapping[int, float], *, title: str
+) -> "Figure":
+    """Training loss a step, with the held-out loss at the steps it was measured."""
+    drawn, axes = figure(7.0, 3.2)
+    axes.plot(steps, losses, color=COLOURS["other"], lw=1.2, alpha=0.7)
+    smooth = _running_mean(losses, 0.8)
+    axes.plot(steps, smooth, color=COLOURS["user"], lw=2)
+    where, what = list(held_out), list(held_out.values())
+    axes.plot(where, what, "o--", color=COLOURS["assistant"], lw=1.4, ms=7)
+    for x, y in held_out.items():
+        axes.annotate(f"{y:.2f}", (x, y), textcoords="offset points", xytext=(4, 8),
+                      color=COLOURS["assistant"])  # fmt: skip
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats a token")
+    if steps:
+        axes.text(0.99, 0.97, "training batches (smoothed)", color=COLOURS["user"], va="top",
+                  ha="right", transform=axes.transAxes)  # fmt: skip
+        axes.text(0.99, 0.88, "held-out dialogues", color=COLOURS["assistant"], va="top",
+                  ha="right", transform=axes.transAxes)  # fmt: skip
+    axes.margins(x=0.06, y=0.18)
+    return drawn
+
+
+def scatter_labels(
+    points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str,
+    colours: Mapping[str, str],
+) -> "Figure":  # fmt: skip
+    """Named points, each labelled beside its dot."""
+    drawn, axes = figure(7.0, 3.4)
+    for name, (across, up) in points.items():
+        colour = COLOURS[colours[name]]
+        axes.plot(across, up, "o", ms=9, color=colour)
+        axes.annotate(name, (across, up), textcoords="offset points", xytext=(8, -4), color=colour)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.margins(x=0.22, y=0.2)
+    return drawn
+
+
+def _running_mean(values: Sequence[float], keep: float) -> list[float]:
+    smooth, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.append(total / weight)
+    return smooth
