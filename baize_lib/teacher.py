@@ -1,0 +1,626 @@
+"""One client for every teacher: OpenAI, any compatible server, or the embedded model's own.
+
+The SDK's retries hide what they spend, so they are off. Every attempt here reserves its worst case
+in the budget first; a failure that may have been billed (a timeout, a torn answer) stays counted.
+The number of calls in flight adapts like TCP: it grows while all is well and halves when the server
+says 429. A refused key, an empty account or an unknown model stops the whole run at once.
+
+    async with local_teacher() as teacher:
+        reply = await teacher.chat([{"role": "user", "content": "Hello"}], max_tokens=40)
+        print(reply.text, reply.usage, reply.cost_usd)
+"""
+
+import asyncio
+import atexit
+import functools
+import getpass
+import json
+import os
+import random
+import re
+import secrets
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from baize_lib.config import BaizeError, Tier
+from baize_lib.pricing import Budget, BudgetExceeded, Price, Reservation, Usage, price_of
+
+__all__ = [
+    "Teacher", "Reply", "Rate", "TeacherError", "RunStopped", "KeyRejected", "Secret", "find_key",
+    "local_teacher", "teacher_for", "token_bound",
+]  # fmt: skip
+
+OPENAI_URL = "https://api.openai.com/v1"
+LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
+LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
+
+
+class Secret:
+    """A key that shows itself to nobody: print, repr, format and pickle give no part of it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value.strip()
+        if not re.fullmatch(r"[!-~]+", self._value):
+            raise KeyRejected(
+                "the API key is empty or holds a character no key has (a space, a line break, a "
+                "letter outside ASCII): copy it again",
+                kind="bad key",
+            )
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a key is not to be pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer and its bill.
+
+    Attributes:
+        finish_reason: "stop", "length" (cut by `max_tokens`), "content_filter"…
+        cost_usd: what the answer cost; `usage` are its tokens, `seconds` all attempts together.
+        num_calls: attempts made; those that failed but may have been billed are counted, at the
+            most they could have cost, in `uncertain_usd` and `uncertain_tokens`.
+        estimated: the server sent no usage, so `usage` and `cost_usd` are upper bounds.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    cost_usd: float
+    model: str
+    seconds: float
+    num_calls: int = 1
+    uncertain_usd: float = 0.0
+    uncertain_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What the teacher is doing now; rates over the last 500 answers at most."""
+
+    limit: int
+    in_flight: int
+    calls_per_second: float
+    tokens_per_second: float
+    num_slowdowns: int
+
+
+class TeacherError(BaizeError):
+    """A call failed for good. `kind` is a short name for counting.
+
+    Everything that leaves `Teacher.chat` early, cancellation included, carries `uncertain_usd`,
+    `uncertain_tokens` and `num_calls`: what the call may have cost, for the ledger.
+    """
+
+    uncertain_usd = 0.0
+    uncertain_tokens = 0
+    num_calls = 0
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class RunStopped(TeacherError):  # noqa: N818
+    """No other call can do better: the run has to stop until a person changes something."""
+
+
+class KeyRejected(RunStopped):
+    """The server does not know the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """One attempt that gave no answer. `billed`: the server may still charge for it."""
+
+    kind: str
+    text: str
+    billed: bool = False
+    retry: bool = False
+    error: type[TeacherError] = TeacherError
+    wait: float | None = None  # seconds, from Retry-After
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    text: str
+    finish_reason: str
+    usage: Usage
+    estimated: bool
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one chat() has cost so far beyond its answer."""
+
+    calls: int = 0
+    usd: float = 0.0
+    tokens: int = 0
+
+
+def token_bound(
+    messages: Sequence[Mapping[str, str]], extra: Mapping[str, Any] | None = None
+) -> int:
+    """An upper bound on the prompt's tokens, without a tokenizer.
+
+    Byte-level BPE (OpenAI's models, SmolLM, LLaMA 3) makes at most one token of a UTF-8 byte; 8
+    tokens a message cover the roles' tags and 32 a system prompt that a chat template adds. For
+    English it is about four times too high, which only matters for calls in flight near the cap.
+    """
+    size = sum(len(str(value).encode()) for message in messages for value in message.values())
+    schema = len(json.dumps(extra, default=str)) if extra else 0
+    return size + schema + 8 * len(messages) + 32
+
+
+class Teacher:
+    """A chat model behind an OpenAI-compatible address. Use it as `async with Teacher(…)`.
+
+    Args:
+        model: the name sent to the server.
+        base_url: None takes `OPENAI_BASE_URL`, else OpenAI's own address.
+        api_key: None looks for OpenAI's key with `find_key`, unless `base_url` was given: a key
+            is never sent to another server unasked.
+        price: None looks it up; an unknown model is an error, not $0.
+        budget: the cap every attempt is counted against; None counts without a cap.
+        max_concurrency: the most calls in flight; fewer are used after a 429, and one until the
+            first has succeeded, so that a wrong key costs one call.
+        timeout: seconds without a byte from the server before an attempt is given up.
+        max_attempts: tries of one call on 429, 5xx, timeouts and dropped connections.
+        backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
+
+    Attributes:
+        errors: failed attempts by kind, retried ones included.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | Secret | None = None,
+        price: Price | None = None,
+        budget: Budget | None = None,
+        max_concurrency: int = 256,
+        timeout: float = 120.0,
+        max_attempts: int = 8,
+        backoff: float = 0.5,
+    ) -> None:
+        self.model = model
+        self.price = price or price_of(model)
+        self.budget = budget or Budget()
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        if api_key is None:
+            api_key = find_key() if base_url is None else "none"
+        self._key = api_key if isinstance(api_key, Secret) else Secret(api_key)
+        self.errors: Counter[str] = Counter()
+        self._places = _Places(max_concurrency)
+        self._timeout, self._max_attempts, self._backoff = timeout, max_attempts, backoff
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped: _Failure | None = None
+        self._resume_at = 0.0  # no call starts before this time, after a Retry-After
+        self._answers: deque[tuple[float, int]] = deque(maxlen=500)  # (time, tokens)
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 1.0,
+        top_p: float | None = 0.95,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """Ask for one reply, retrying what is worth retrying.
+
+        Args:
+            messages: `{"role", "content"}` rows, the last one usually the user's.
+            max_tokens: the cap of the reply, tokens (for a reasoning model its thoughts too).
+            temperature, top_p: None leaves them out (reasoning models refuse them).
+            extra: more fields for the request's body, such as `response_format` or `grammar`.
+
+        Raises:
+            BudgetExceeded: the worst case does not fit in what is left.
+            RunStopped: no call can succeed (`KeyRejected`: because of the key).
+            TeacherError: this call failed; the text says why and what to do.
+        """
+        hosted = urlsplit(self.base_url).hostname == urlsplit(OPENAI_URL).hostname
+        request = {
+            "model": self.model, "messages": [dict(message) for message in messages],
+            ("max_completion_tokens" if hosted else "max_tokens"): max_tokens,
+            "temperature": temperature, "top_p": top_p, "seed": seed,
+            "stop": list(stop) if stop else None,
+        }  # fmt: skip
+        request = {name: value for name, value in request.items() if value is not None}
+        bound = Usage(input=token_bound(messages, extra), output=max_tokens)
+        began, tally = time.monotonic(), _Tally()
+        try:
+            answer = await self._insist(request | dict(extra or {}), bound, tally)
+        except (BaizeError, asyncio.CancelledError) as error:
+            error.uncertain_usd, error.uncertain_tokens = tally.usd, tally.tokens
+            error.num_calls = tally.calls
+            raise
+        return Reply(
+            answer.text, answer.finish_reason, answer.usage, self.price.cost(answer.usage),
+            self.model, time.monotonic() - began, tally.calls, tally.usd, tally.tokens,
+            answer.estimated,
+        )  # fmt: skip
+
+    async def _insist(self, request: dict[str, Any], bound: Usage, tally: _Tally) -> _Answer:
+        for attempt in range(1, self._max_attempts + 1):
+            outcome = await self._attempt(request, bound, tally)
+            if isinstance(outcome, _Answer):
+                return outcome
+            if not outcome.retry or attempt == self._max_attempts:
+                break
+            longest = min(LONGEST_BACKOFF, self._backoff * 2**attempt)
+            await asyncio.sleep((outcome.wait or 0) + random.uniform(0, longest))
+        tries = f" after {tally.calls} attempts" if tally.calls > 1 else ""
+        raise outcome.error(f"{self.model} at {self._host}{tries}: {outcome.text}", outcome.kind)
+
+    async def _attempt(
+        self, request: dict[str, Any], bound: Usage, tally: _Tally
+    ) -> _Answer | _Failure:
+        """One call, in one of the places in flight, its money reserved before and settled after."""
+        episode = await self._places.enter()
+        try:
+            while (wait := self._resume_at - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            if self._stopped:
+                return self._stopped
+            held = await self._reserve(bound)
+            tally.calls += 1
+            outcome: _Answer | _Failure = _Failure("interrupted", "", billed=True)
+            try:
+                outcome = await self._send(request, bound)
+            finally:
+                self._settle(held, bound, outcome, tally)
+            self._learn(outcome, episode)
+            return outcome
+        finally:
+            self._places.leave()
+
+    async def _reserve(self, bound: Usage) -> Reservation:
+        """Wait while calls in flight may still free enough money; raise when they cannot."""
+        while True:
+            try:
+                return self.budget.reserve(self.price.cost(bound), bound.total)
+            except BudgetExceeded as error:
+                if error.final:
+                    raise
+            await asyncio.sleep(random.uniform(0.02, 0.05))
+
+    def _settle(
+        self, held: Reservation, bound: Usage, outcome: _Answer | _Failure, tally: _Tally
+    ) -> None:
+        if isinstance(outcome, _Answer):
+            self.budget.settle(held, self.price.cost(outcome.usage), outcome.usage.total)
+        elif outcome.billed:
+            usd = self.price.cost(bound)
+            self.budget.settle(held, usd, bound.total, uncertain=True)
+            tally.usd += usd
+            tally.tokens += bound.total
+        else:
+            self.budget.release(held)
+
+    def _learn(self, outcome: _Answer | _Failure, episode: int) -> None:
+        """Adapt the pace and the run to what came back."""
+        if isinstance(outcome, _Answer):
+            self._answers.append((time.monotonic(), outcome.usage.total))
+            self._places.grow(episode)
+            return
+        self.errors[outcome.kind] += 1
+        if issubclass(outcome.error, RunStopped):
+            self._stopped = outcome
+        if outcome.kind == "429":
+            self._places.shrink(episode)
+            self._resume_at = max(self._resume_at, time.monotonic() + (outcome.wait or 0))
+
+    async def _send(self, request: dict[str, Any], bound: Usage) -> _Answer | _Failure:
+        import httpx2
+        import openai
+
+        try:
+            response = await self._connection().post(
+                "/chat/completions", cast_to=httpx2.Response, body=request
+            )
+            return _read(response.content, bound)
+        except openai.APIStatusError as error:
+            failure = _refusal(error.status_code, error.body, error.response.headers)
+        except openai.APIConnectionError as error:
+            failure = _broken_line(error)
+        # Returned, not raised: a traceback through the SDK's frames would carry the key.
+        hidden = re.sub(
+            r"(?:Bearer |sk-)\S+", "[key]", failure.text.replace(self._key.reveal(), "[key]")
+        )
+        return replace(failure, text=hidden)
+
+    def _connection(self) -> Any:
+        """The SDK's client; one per event loop, since its connections belong to the loop."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            import openai
+
+            nearby = urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
+            web = openai.DefaultAioHttpClient(timeout=self._timeout, trust_env=not nearby)
+            self._client, self._loop = (
+                openai.AsyncOpenAI(
+                    api_key=self._key.reveal(), base_url=self.base_url, max_retries=0,
+                    timeout=self._timeout, http_client=web,
+                ),
+                loop,
+            )  # fmt: skip
+        return self._client
+
+    async def aclose(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        if self._client is not None and self._loop is asyncio.get_running_loop():
+            await self._client.close()
+        self._client = None
+
+    async def __aenter__(self) -> "Teacher":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def rate(self) -> Rate:
+        """The pace now: places, calls and tokens a second, and how often a 429 slowed it."""
+        seconds = self._answers[-1][0] - self._answers[0][0] if len(self._answers) > 1 else 0.0
+        calls, tokens = len(self._answers) - 1, sum(n for _, n in list(self._answers)[1:])
+        places = self._places
+        return Rate(
+            int(places.limit), places.in_flight,
+            calls / seconds if seconds else 0.0, tokens / seconds if seconds else 0.0,
+            places.episodes,
+        )  # fmt: skip
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.base_url).hostname or "?"
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.model!r} at {self._host}, {self.price})"
+
+
+class _Places:
+    """How many calls may be in flight: additive increase, multiplicative decrease (as TCP).
+
+    One place until the first success, then 16; doubling each round trip until the first 429,
+    one more each round trip after it. An episode of 429s, however many calls it hits, halves once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit, self.in_flight, self.episodes = most, 1.0, 0, 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> int:
+        """Wait for a place; gives the number of the present episode, to hand back afterwards."""
+        if self.in_flight < int(self.limit):
+            self.in_flight += 1
+            return self.episodes
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.leave()
+            raise
+        return self.episodes
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        self._admit()
+
+    def grow(self, episode: int) -> None:
+        if episode == self.episodes and self.in_flight >= int(self.limit):
+            step = 1.0 if self.episodes == 0 else 1.0 / self.limit
+            start = 16.0 if self.episodes == 0 else 1.0
+            self.limit = min(max(self.limit + step, start), self.most)
+            self._admit()
+
+    def shrink(self, episode: int) -> None:
+        if episode == self.episodes:
+            self.episodes += 1
+            self.limit = max(1.0, self.limit / 2)
+
+    def _admit(self) -> None:
+        while self._waiting and self.in_flight < int(self.limit):
+            place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+
+def _read(body: bytes, bound: Usage) -> _Answer | _Failure:
+    """The answer in a response of status 200; one that cannot be read was still billed."""
+    try:
+        data = json.loads(body)
+        choice = data["choices"][0]
+        message = choice["message"]
+        text = message.get("content") or message.get("refusal") or ""
+        reason = str(choice.get("finish_reason") or "unknown")
+        if not isinstance(text, str):
+            raise TypeError("content is not text")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return _Failure(
+            "malformed answer",
+            f"the answer cannot be read ({type(error).__name__}): try again, or check base_url",
+            billed=True, retry=True,
+        )  # fmt: skip
+    usage = _usage(data.get("usage"))
+    return _Answer(text, reason, usage or bound, estimated=usage is None)
+
+
+def _usage(reported: Any) -> Usage | None:
+    try:
+        cached = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        given = Usage(reported["prompt_tokens"], cached, reported["completion_tokens"])
+        return given if 0 <= given.cached_input <= given.input and given.output >= 0 else None
+    except (AttributeError, LookupError, TypeError):
+        return None
+
+
+REMEDIES = {
+    401: "check OPENAI_API_KEY, or use the embedded teacher with BAIZE_TIER=laptop",
+    403: "this key, project or country may not use it: see the account's limits",
+    404: "check the model's name and base_url",
+}
+
+
+def _refusal(status: int, body: Any, headers: Mapping[str, str]) -> _Failure:
+    """What an HTTP error means: stop the run, fail this call, or try again."""
+    said = body if isinstance(body, dict) else {}
+    code = str(said.get("code") or "")
+    text = " ".join(str(said.get("message") or "no reason given").split())[:300]
+    if status in REMEDIES:
+        error = KeyRejected if status == 401 else RunStopped
+        return _Failure(str(status), f"{status}: {text}: {REMEDIES[status]}", error=error)
+    if code == "insufficient_quota":
+        remedy = "the account has no money left: add some, then run again to go on"
+        return _Failure("no quota", f"{status}: {text}: {remedy}", error=RunStopped)
+    if status == 429 or status >= 500 or status in (408, 409):
+        wait = _retry_after(headers)
+        if wait is not None and wait > LONGEST_WAIT:
+            remedy = f"the server asks to wait {wait:.0f} s: run again then to go on"
+            return _Failure(str(status), f"{status}: {text}: {remedy}", error=RunStopped)
+        remedy = "wait a little and run again to go on"
+        billed = status in (408, 502, 504) or status > 511  # a gateway gave up, not the model
+        return _Failure(str(status), f"{status}: {text}: {remedy}", billed, retry=True, wait=wait)
+    every_call = code.startswith("unsupported") or "model" in code
+    remedy = "change the request" + (": this model takes other settings" if every_call else "")
+    return _Failure(
+        str(status), f"{status} {code}: {text}: {remedy}",
+        error=RunStopped if every_call else TeacherError,
+    )  # fmt: skip
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: from `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    value = headers.get("retry-after", "")
+    try:
+        if "retry-after-ms" in headers:
+            wait = float(headers["retry-after-ms"]) / 1000
+        elif re.fullmatch(r"[\d.]+", value.strip()):
+            wait = float(value)
+        else:
+            wait = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return None
+    return max(0.0, wait) if wait < float("inf") else None
+
+
+def _broken_line(error: BaseException) -> _Failure:
+    """A connection that failed: only one that was never made is certainly not billed."""
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    if {"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"} & set(causes):
+        text = "no connection: check the network and base_url, then run again to go on"
+        return _Failure("no connection", text, retry=True)
+    if "SocketTimeoutError" in causes or "TimeoutError" in causes:
+        return _Failure(
+            "timeout", "no answer in time: run again to go on, or raise timeout",
+            billed=True, retry=True,
+        )  # fmt: skip
+    return _Failure("dropped", "the connection broke: run again to go on", billed=True, retry=True)
+
+
+def find_key() -> Secret:
+    """OpenAI's key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
+
+    Raises:
+        BaizeError: there is none; the text says where to put it.
+    """
+    if found := os.environ.get("OPENAI_API_KEY") or _colab_secret():
+        return Secret(found)
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    kernel = getattr(shell, "kernel", None)
+    if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
+        return Secret(getpass.getpass("OpenAI API key (not shown, not stored): "))
+    raise BaizeError(
+        "no OPENAI_API_KEY in the environment: set it, or use the embedded teacher with "
+        "BAIZE_TIER=laptop"
+    )
+
+
+def _colab_secret() -> str | None:
+    if "google.colab" not in sys.modules:
+        return None
+    from google.colab import userdata
+
+    try:
+        return userdata.get("OPENAI_API_KEY")
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
+        return None
+
+
+def local_teacher(
+    *, num_slots: int = 4, context: int = 2048, budget: Budget | None = None
+) -> Teacher:
+    """The embedded model behind its own server, on a free loopback port with a random key.
+
+    Args:
+        num_slots: calls answered at the same time; more wait.
+        context: tokens a dialogue may have, prompt and reply.
+
+    The server runs in this process, once for the same arguments, and ends with it.
+    """
+    address, key = _local_server(num_slots, context)
+    return Teacher(
+        "embedded", base_url=f"{address}/v1", api_key=key, price=price_of("embedded"),
+        budget=budget, max_concurrency=num_slots, timeout=600.0,
+    )  # fmt: skip
+
+
+_servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its object goes
+
+
+@functools.cache
+def _local_server(num_slots: int, context: int) -> tuple[str, Secret]:
+    import psutil
+    import xllamacpp
+
+    from baize_lib.models import embedded_model_file
+
+    key = Secret(secrets.token_urlsafe(24))
+    params = xllamacpp.CommonParams()
+    params.model.path = str(embedded_model_file())
+    params.n_parallel, params.n_ctx = num_slots, num_slots * context
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key.reveal()]
+    params.cpuparams.n_threads = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    params.cache_ram_mib = 256  # prompts kept for the next turn; llama.cpp's default is 8 GiB
+    params.verbosity, params.ui = 0, False
+    _servers.append(xllamacpp.Server(params))
+    atexit.register(_servers.clear)
+    return _servers[-1].listening_address, key
+
+
+def teacher_for(tier: Tier, budget: Budget | None = None) -> Teacher:
+    """The teacher of a tier, under `budget` or the tier's own cap."""
+    budget = budget or Budget(usd=tier.budget_usd)
+    return (
+        local_teacher(budget=budget)
+        if tier.teacher == "embedded"
+        else Teacher(tier.teacher, budget=budget)
+    )
