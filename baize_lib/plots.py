@@ -44,7 +44,7 @@ def figure(width: float = 7.0, height: float = 3.2, **options: Any) -> tuple["Fi
 _STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
-    "axes.labelcolor": COLOURS["ink"], "axes.titlesize": 12, "axes.titlelocation": "left",
+    "axes.labelcolor": COLOURS["ink"], "axes.titlesize": 12,
     "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
     "xtick.color": "#444444", "ytick.color": "#444444", "font.size": 11,
 }  # fmt: skip
@@ -103,7 +103,10 @@ def bars(
     placed = axes.barh(names, lengths, color=hues, height=0.68)
     axes.bar_label(placed, labels=[form.format(v) for v in lengths], padding=4, fontsize=10.5)
     axes.invert_yaxis()
-    axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
+    axes.set_xscale("log" if log else "linear")
+    _label(axes, title, unit, "")
+    if not log and all(float(v).is_integer() for v in lengths):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.16)
     return drawn
 
@@ -124,7 +127,8 @@ def stacked_bars(
                 va="center", fontsize=11, annotation_clip=False,
             )  # fmt: skip
         floor = [low + high for low, high in zip(floor, heights, strict=True)]
-    axes.set(title=title, ylabel=unit, xlim=(-0.6, len(labels) + 0.5))
+    axes.set_xlim(-0.6, len(labels) + 0.5)
+    _label(axes, title, "", unit)
     return drawn
 
 
@@ -144,7 +148,7 @@ def histogram(
             0.98, 0.94 - 0.11 * i, f"{name}: median {middle:,.0f}", color=colour,
             transform=axes.transAxes, ha="right", va="top",
         )  # fmt: skip
-    axes.set(title=title, xlabel=unit, ylabel="count")
+    _label(axes, title, unit, "count")
     return drawn
 
 
@@ -161,7 +165,7 @@ def loss_curve(
     for x, y in held_out.items():
         axes.annotate(f"{y:.2f}", (x, y), textcoords="offset points", xytext=(4, 8),
                       color=COLOURS["assistant"])  # fmt: skip
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats a token")
+    _label(axes, title, "optimizer step", "loss, nats a token")
     if steps:
         axes.text(0.99, 0.97, "training batches (smoothed)", color=COLOURS["user"], va="top",
                   ha="right", transform=axes.transAxes)  # fmt: skip
@@ -181,9 +185,14 @@ def scatter_labels(
         colour = COLOURS[colours[name]]
         axes.plot(across, up, "o", ms=9, color=colour)
         axes.annotate(name, (across, up), textcoords="offset points", xytext=(8, -4), color=colour)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    _label(axes, title, x, y)
     axes.margins(x=0.22, y=0.2)
     return drawn
+
+
+def _label(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", pad=10)
+    axes.set(xlabel=x, ylabel=y)
 
 
 def _running_mean(values: Sequence[float], keep: float) -> list[float]:
