@@ -1,0 +1,256 @@
+"""Dialogues in and out of files: ledgers, chat rows, ShareGPT, Baize's released records.
+
+One reader takes them all, telling them apart by their keys, from JSON lines or one JSON list:
+
+    {"messages": …}            a ledger line or a chat row
+    {"conversations": …}       ShareGPT
+    {"topic": …, "input": …}   Baize's released corpus, whatever language its header is in
+
+A line that cannot be read is never passed over in silence: it is named with its file and line.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baize_lib.config import BaizeError, data_dir
+from baize_lib.dialogue import (
+    Dialogue,
+    Message,
+    from_baize_record,
+    from_chat,
+    from_sharegpt,
+    to_baize_record,
+    to_chat,
+    to_sharegpt,
+)
+from baize_lib.files import write_jsonl
+from baize_lib.pricing import Usage
+
+__all__ = [
+    "Collected", "read_dialogues", "read_sample", "write_dialogues", "to_dataset", "push_to_hub",
+]  # fmt: skip
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Collected(Dialogue):
+    """A dialogue with what its ledger line knows; other files leave these at their defaults.
+
+    Attributes:
+        usage: tokens billed for it, all calls together.
+        tokens: role -> tokens written by that role's calls; empty if the ledger has no calls.
+        cut_turns: turns (from 0) whose reply was cut by `max_tokens`.
+        repairs: what the parser had to mend in the transcript it came from.
+    """
+
+    status: str = "ok"
+    reason: str = ""
+    usage: Usage = NO_USAGE
+    cost_usd: float = 0.0
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    cut_turns: tuple[int, ...] = ()
+    repairs: tuple[str, ...] = ()
+
+
+def read_dialogues(
+    path: Path | str,
+    *,
+    statuses: tuple[str, ...] | None = ("ok",),
+    unreadable: list[str] | None = None,
+) -> Iterator[Collected]:
+    """Stream the dialogues of a file, whichever of the known formats it is in.
+
+    Args:
+        statuses: the ledger lines wanted; None takes failed ones too, which cost money as well.
+        unreadable: a list that gets "file:line: why" for each line that cannot be read. Without
+            one, a warning at the end counts them and names the first.
+
+    Raises:
+        BaizeError: the file does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BaizeError(f"{path} does not exist: check the name, or run the notebook before this")
+    faults = [] if unreadable is None else unreadable
+    for line, row in _rows(path):
+        try:
+            if isinstance(row, Exception):
+                raise row
+            dialogue = _read_row(row)
+        except (BaizeError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            faults.append(f"{path}:{line}: {error or type(error).__name__}")
+            continue
+        if statuses is None or dialogue.status in statuses:
+            yield dialogue
+    if faults and unreadable is None:
+        warnings.warn(f"{len(faults)} unreadable lines, first {faults[0]}", stacklevel=2)
+
+
+def read_sample() -> list[Collected]:
+    """The dialogues recorded with the course: made by its collector with the embedded model."""
+    return list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, row, or what is wrong with it), from JSON lines or a JSON list."""
+    with path.open("rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not start.startswith(b"["):
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield number, _decoded(line)
+            return
+    yield from _list_items(path.read_text(encoding="utf-8-sig", errors="replace"))
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+_BETWEEN = re.compile(r"[\s,]*")
+_NEXT_ITEM = re.compile(r"\}\s*,\s*(?=\{)")
+
+
+def _list_items(text: str) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON list; after a broken one, go on at the next `}, {`."""
+    decoder = json.JSONDecoder()
+    position, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        position = _BETWEEN.match(text, position).end()
+        line, counted = line + text.count("\n", counted, position), position
+        if position >= len(text):
+            yield line, ValueError("the list is not closed: the file may be cut short")
+            return
+        if text[position] == "]":
+            return
+        try:
+            item, position = decoder.raw_decode(text, position)
+            yield line, item
+        except (ValueError, RecursionError) as error:
+            yield line, error
+            following = _NEXT_ITEM.search(text, position)
+            if not following:
+                return
+            position = following.end()
+
+
+def _read_row(row: Any) -> Collected:
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
+    repairs: tuple[str, ...] = tuple(map(str, row.get("defects") or ()))
+    if "conversations" in row:
+        dialogue = from_sharegpt(row)
+    elif "input" in row and "messages" not in row:
+        dialogue, repairs = from_baize_record(row)
+    elif row.get("status", "ok") == "ok":
+        dialogue = from_chat(row)
+    else:
+        dialogue = from_chat({**row, "messages": row.get("messages") or []})
+    messages = tuple(_checked(message) for message in dialogue.messages)
+    calls = [call for call in row.get("calls") or () if isinstance(call, dict)]
+    return Collected(
+        messages, dialogue.id, dialogue.seed, dialogue.source,
+        status=str(row.get("status", "ok")), reason=str(row.get("reason") or ""),
+        usage=_usage(row.get("usage")), cost_usd=float(row.get("cost_usd") or 0),
+        tokens=_tokens_by_role(calls), cut_turns=_cut_turns(row, calls, dialogue.num_turns),
+        repairs=repairs,
+    )  # fmt: skip
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _checked(message: Message) -> Message:
+    if not isinstance(message.content, str):
+        raise ValueError(f"a message's content is {type(message.content).__name__}, not text")
+    if message.content.isascii() or not _LONE_SURROGATE.search(message.content):
+        return message
+    return Message(message.role, _LONE_SURROGATE.sub("\ufffd", message.content))
+
+
+def _usage(counts: Any) -> Usage:
+    counts = counts if isinstance(counts, dict) else {}
+    return Usage(*(int(counts.get(key) or 0) for key in ("input", "cached_input", "output")))
+
+
+def _tokens_by_role(calls: list[dict[str, Any]]) -> dict[str, int]:
+    tokens: dict[str, int] = {}
+    for call in calls:
+        if call.get("role") in ("user", "assistant"):
+            tokens[call["role"]] = tokens.get(call["role"], 0) + _usage(call.get("usage")).output
+    return tokens
+
+
+def _cut_turns(row: dict[str, Any], calls: list[dict[str, Any]], num_turns: int) -> tuple[int, ...]:
+    cut = {
+        int(call["turn"])
+        for call in calls
+        if call.get("finish_reason") == "length" and call.get("role") == "assistant"
+        and isinstance(call.get("turn"), int)
+    }  # fmt: skip
+    if not calls and row.get("finish_reason") == "length":
+        cut = {num_turns - 1}
+    return tuple(sorted(cut))
+
+
+_WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {
+    "chat": to_chat, "sharegpt": to_sharegpt, "baize": to_baize_record,
+}  # fmt: skip
+
+
+def write_dialogues(path: Path | str, dialogues: Iterable[Dialogue], format: str = "chat") -> int:
+    """Write JSON lines, atomically, as "chat", "sharegpt" or "baize". Returns how many."""
+    if format not in _WRITERS:
+        raise BaizeError(f"format {format!r} is not known: use one of {', '.join(_WRITERS)}")
+    return write_jsonl(path, map(_WRITERS[format], dialogues))
+
+
+def to_dataset(dialogues: Iterable[Dialogue]) -> Any:
+    """A `datasets.Dataset` with columns messages, id, seed and source."""
+    import datasets
+
+    return datasets.Dataset.from_list(
+        [to_chat(d) | {"id": d.id, "seed": d.seed, "source": d.source} for d in dialogues]
+    )
+
+
+def push_to_hub(
+    splits: Mapping[str, Iterable[Dialogue]], name: str, *, token: str | None = None,
+    private: bool = True,
+) -> str:  # fmt: skip
+    """Upload `{"train": …, "validation": …}` as the data set `name`. Returns its address.
+
+    Raises:
+        BaizeError: there is no token, or the hub cannot be reached or refuses.
+    """
+    import datasets
+    import httpx
+    from huggingface_hub import get_token
+
+    token = token or get_token()
+    if not token:
+        raise BaizeError(
+            "no Hugging Face token: run `hf auth login`, or set HF_TOKEN to a token that may write"
+        )
+    made = datasets.DatasetDict({split: to_dataset(rows) for split, rows in splits.items()})
+    try:
+        made.push_to_hub(name, token=token, private=private)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        reason = str(error).replace(token, "***")
+        raise BaizeError(
+            f"the hub did not take {name} ({reason}): check the connection, the name "
+            "('you/data-set') and that the token may write"
+        ) from None
+    return f"https://huggingface.co/datasets/{name}"

@@ -1,0 +1,400 @@
+"""Reading, filtering, splitting and exporting a corpus: nothing lost, nothing leaked."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baize_lib import corpus, records
+from baize_lib.config import BaizeError
+from baize_lib.dialogue import Message
+from baize_lib.pricing import Price, Usage
+from baize_lib.records import Collected, read_dialogues, write_dialogues
+from baize_lib.similarity import near_duplicates
+
+
+def talk(*said: str, **known) -> Collected:
+    roles = ("user", "assistant")
+    return Collected(tuple(Message(roles[i % 2], text) for i, text in enumerate(said)), **known)
+
+
+TOPICS = "bread rust chess tides honey glass moss drums paper comets wool salt maps ink kites tea"
+
+
+def corpus_of(count: int) -> list[Collected]:
+    """`count` (up to 240) different, faultless dialogues."""
+    topics = TOPICS.split()
+    pairs = [(a, b) for a in topics for b in topics if a != b][:count]
+    return [
+        talk(f"Tell me about {a}, and what does {b} do?", f"{b.title()} changes the {a} of {i}.",
+             id=f"d{i}", seed=f"{a} {b}", usage=Usage(100, 0, 20), cost_usd=0.001)
+        for i, (a, b) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def ledger_row(**changes) -> dict:
+    row = {
+        "id": "a-1", "seed": {"id": "s1", "text": "tea", "source": "general"}, "strategy": "turns",
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
+                     {"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes,"}],
+        "teacher": {"model": "m", "params": {}}, "cost_usd": 0.25, "finish_reason": "stop",
+        "usage": {"input": 70, "cached_input": 3, "output": 9}, "status": "ok", "reason": "",
+        "attempt": 1, "created": "2026-01-01T00:00:00Z",
+        "calls": [
+            {"role": "user", "turn": 0, "usage": {"output": 2}, "finish_reason": "stop"},
+            {"role": "assistant", "turn": 0, "usage": {"output": 3}, "finish_reason": "stop"},
+            {"role": "assistant", "turn": 1, "usage": {"output": 4}, "finish_reason": "length"},
+        ],
+    }  # fmt: skip
+    return row | changes
+
+
+def write(path, *lines):
+    text = [
+        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
+    ]
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def test_a_ledger_line_brings_its_tokens_cost_and_cut_replies(tmp_path):
+    (dialogue,) = read_dialogues(write(tmp_path / "l.jsonl", ledger_row()))
+    assert dialogue.by("assistant") == ["Hello.", "Yes,"]
+    assert (dialogue.id, dialogue.seed, dialogue.source) == ("a-1", "tea", "general")
+    assert dialogue.usage == Usage(70, 3, 9)
+    assert dialogue.tokens == {"user": 2, "assistant": 7}
+    assert dialogue.cut_turns == (1,)
+    assert corpus.whole_turns(dialogue).by("assistant") == ["Hello."]
+
+
+def test_one_call_cut_short_cuts_the_last_reply(tmp_path):
+    row = ledger_row(strategy="transcript", finish_reason="length")
+    del row["calls"]
+    (dialogue,) = read_dialogues(write(tmp_path / "l.jsonl", row))
+    assert dialogue.cut_turns == (1,)
+
+
+def test_only_finished_dialogues_are_read_unless_asked(tmp_path):
+    failed = {"id": "x", "status": "failed", "reason": "timeout", "cost_usd": 0.5, "messages": []}
+    path = write(tmp_path / "l.jsonl", failed, ledger_row(), {**failed, "messages": None})
+    assert [d.id for d in read_dialogues(path)] == ["a-1"]
+    assert [d.status for d in read_dialogues(path, statuses=None)] == ["failed", "ok", "failed"]
+
+
+def test_unreadable_lines_are_named_and_the_rest_is_kept(tmp_path):
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    faults: list[str] = []
+    path = write(
+        tmp_path / "c.jsonl", chat, '{"messages": [', '"text"', {"text": "no messages"}, "",
+        {"messages": [{"role": "user", "content": None}]}, {"messages": "Hi"}, "[" * 100_000,
+        {"conversations": [{"from": "martian", "value": "Hi"}]}, chat, '{"messages": [{"ro',
+    )  # fmt: skip
+    assert len(list(read_dialogues(path, unreadable=faults))) == 2
+    places = [int(fault.removeprefix(f"{path}:").split(":")[0]) for fault in faults]
+    assert places == [2, 3, 4, 6, 7, 8, 9, 11]
+
+
+def test_without_a_list_unreadable_lines_are_a_warning(tmp_path):
+    path = write(tmp_path / "c.jsonl", "{", ledger_row())
+    with pytest.warns(UserWarning, match="1 unreadable line.*c.jsonl:1"):
+        assert len(list(read_dialogues(path))) == 1
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"messages": "\xff"}\n' + json.dumps(ledger_row()).encode() + b"\n")
+    faults: list[str] = []
+    assert len(list(read_dialogues(path, unreadable=faults))) == 1
+    assert faults[0].startswith(f"{path}:1: ")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(BaizeError, match="does not exist"):
+        list(read_dialogues(tmp_path / "none.jsonl"))
+
+
+def test_a_lone_surrogate_is_marked_broken_and_can_be_written(tmp_path):
+    row = '{"messages": [{"role": "user", "content": "\\ud800 hi"}]}'
+    (dialogue,) = read_dialogues(write(tmp_path / "c.jsonl", row))
+    assert dialogue.by("user") == ["\ufffd hi"]
+    assert write_dialogues(tmp_path / "d.jsonl", [dialogue]) == 1
+
+
+def test_released_records_are_read_with_their_oddities(tmp_path):
+    code = "import json\nwith open('a.json', 'w') as f:\n    json.dump([1], f)"
+    rows = [
+        {"topic": "json", "input": "The conversation between human and AI assistant.\n"
+         f"[|Human|] How do I save JSON?\n[|AI|] Like this:\n{code}\n[|Human|] "},
+        {"topic": "法", "input": "人类与人工智能助手之间的对话。\n[|Human|] 你好\n"
+         "[|AI|] 你好！\n[|Human|] "},
+        {"topic": "cut", "input": "La conversation entre un humain et une IA.\n[|Human|] Salut\n"
+         "[|AI|] Bonjour\n[|Human|] Encore"},
+    ]  # fmt: skip
+    listed = tmp_path / "quora_chat_data.json"
+    listed.write_text(json.dumps(rows, ensure_ascii=False, indent=2), encoding="utf-8")
+    lines = write(tmp_path / "quora.jsonl", *rows)
+    for path in (listed, lines):
+        first, chinese, cut = read_dialogues(path)
+        assert first.by("assistant") == [f"Like this:\n{code}"]
+        assert first.seed == "json"
+        assert first.repairs == chinese.repairs == ()
+        assert chinese.by("user") == ["你好"]
+        assert cut.by("user") == ["Salut"]
+        assert cut.repairs == ("unanswered question",)
+
+
+def test_a_broken_item_of_a_json_list_is_named_and_skipped(tmp_path):
+    path = tmp_path / "list.json"
+    chat = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    path.write_text(f'\ufeff[\n{chat},\n{{"messages": oops}},\n{chat}\n', encoding="utf-8")
+    faults: list[str] = []
+    assert len(list(read_dialogues(path, unreadable=faults))) == 2
+    assert faults[0].startswith(f"{path}:3: ")
+    assert "cut short" in faults[1]
+
+
+PLAIN = st.text(
+    st.characters(codec="utf-8", exclude_characters="[]`~\r\x85\x0b\x0c\x1c\x1d\x1e\u2028\u2029",
+                  exclude_categories=("Cc", "Cs")) | st.just("\n"),
+    min_size=1, max_size=60,
+).map(str.strip).filter(bool)  # fmt: skip
+TALKS = st.lists(PLAIN, min_size=2, max_size=6).map(lambda said: talk(*said[: len(said) // 2 * 2]))
+
+
+@settings(max_examples=60)
+@given(st.lists(TALKS, max_size=4))
+def test_no_format_changes_what_was_said(tmp_path_factory, dialogues):
+    path = tmp_path_factory.mktemp("formats") / "d.jsonl"
+    said = [dialogue.messages for dialogue in dialogues]
+    for format in ("chat", "sharegpt", "baize", "chat"):
+        assert write_dialogues(path, dialogues, format) == len(said)
+        dialogues = list(read_dialogues(path))
+        assert [dialogue.messages for dialogue in dialogues] == said
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["messages", "conversations", "input", "role", "content", "from", "value",
+                         "calls", "usage", "status", "cost_usd", "seed", "turn"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(st.lists(JSON.map(json.dumps) | st.text(max_size=20), max_size=6), st.booleans())
+def test_any_file_is_read_without_an_error_and_no_line_vanishes(tmp_path_factory, lines, as_list):
+    path = tmp_path_factory.mktemp("any") / "any.jsonl"
+    lines = [" ".join(line.split()) for line in lines]
+    text = "[" + ",".join(lines) + "]" if as_list else "\n".join(lines)
+    path.write_text(text, encoding="utf-8", errors="replace")
+    faults: list[str] = []
+    read = list(read_dialogues(path, statuses=None, unreadable=faults))
+    if not as_list and not text.lstrip("\ufeff").lstrip().startswith("["):
+        assert len(read) + len(faults) == sum(
+            bool(line.strip("\ufeff \t\r\n\x0b\x0c")) for line in lines
+        )
+
+
+def test_unknown_formats_are_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(BaizeError, match="chat, sharegpt, baize"):
+        write_dialogues(tmp_path / "x", [], "parquet")
+
+
+def test_a_dataset_holds_the_messages_and_their_origin():
+    (row,) = records.to_dataset(corpus_of(1))
+    assert row["messages"][1]["role"] == "assistant"
+    assert row["id"] == "d0"
+
+
+def test_pushing_without_a_token_or_a_hub_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(BaizeError, match="HF_TOKEN"):
+        records.push_to_hub({"train": corpus_of(1)}, "me/set")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BaizeError, match="me/set") as caught:
+        records.push_to_hub({"train": corpus_of(1)}, "me/set", token="hf_marked_secret")
+    assert "hf_marked_secret" not in str(caught.value)
+
+
+# ---- filters -------------------------------------------------------------------------------------
+
+
+def test_a_dialogue_is_charged_to_the_first_filter_that_drops_it():
+    bad = talk("", "As an AI language model, I like tea. " * 3, id="bad", cut_turns=(0,))
+    filtered = corpus.apply_filters([*corpus_of(3), bad])
+    assert +filtered.dropped == {"empty_turn": 1}
+    assert filtered.examples == {"empty_turn": [bad]}
+    last_first = dict(reversed(corpus.FILTERS.items()))
+    assert +corpus.apply_filters([bad], last_first).dropped == {"as_an_ai": 1}
+
+
+def test_faultless_dialogues_pass_every_filter_in_order():
+    good = corpus_of(200)
+    filtered = corpus.apply_filters(iter(good))
+    assert filtered.kept == good
+    assert list(filtered.dropped) == [*corpus.FILTERS, "near_duplicate"]
+    assert filtered.rows()[-1] == {
+        "filter": "near_duplicate", "dropped": 0, "share": 0, "left": 200,
+    }  # fmt: skip
+
+
+def test_near_duplicates_keep_their_first():
+    first, second = "How do I bake bread at home?", "Mix flour and water, wait, then bake it well."
+    same = [talk(first, second, id="1"), *corpus_of(2), talk(first.upper(), second, id="2")]
+    filtered = corpus.apply_filters(same)
+    assert [d.id for d in filtered.kept] == ["1", "d0", "d1"]
+    assert corpus.apply_filters(same, near_duplicate=None).kept == same
+
+
+def test_failed_and_dropped_dialogues_make_the_accepted_ones_dearer():
+    failed = talk(status="failed", usage=Usage(300, 0, 0), cost_usd=0.003)
+    filtered = corpus.apply_filters([*corpus_of(2), failed])
+    cost = filtered.cost(Price("paid", input=1.0, output=10.0))
+    assert (cost["seen"], cost["accepted"]) == (3, 2)
+    assert cost["usd_per_1000_accepted"] == pytest.approx(2.5)
+    assert cost["tokens_per_accepted"] == 270
+    assert cost["shadow_usd"] == pytest.approx(900e-6)
+    assert cost["shadow_usd_per_1000_accepted"] == pytest.approx(0.45)
+
+
+def test_nothing_accepted_has_no_price_per_dialogue():
+    assert corpus.apply_filters([talk()]).cost()["usd_per_1000_accepted"] is None
+
+
+def test_a_chinese_corpus_passes_the_chinese_filters():
+    chinese = talk("坦桑尼亚的首都是哪？", "坦桑尼亚的首都是多多马。")
+    assert corpus.apply_filters([chinese], corpus.default_filters("zh")).kept == [chinese]
+    assert +corpus.apply_filters([chinese]).dropped == {"other_language": 1}
+
+
+def test_a_dialogue_cut_in_its_first_reply_is_left_for_the_filter():
+    cut = talk("Hi", "Hel", cut_turns=(0,))
+    assert corpus.whole_turns(cut) is cut
+    assert +corpus.apply_filters([cut]).dropped == {"cut_reply": 1}
+
+
+@given(st.lists(st.sampled_from(corpus_of(40)), max_size=30))
+def test_every_dialogue_is_either_kept_or_charged_once(dialogues):
+    filtered = corpus.apply_filters(dialogues)
+    assert filtered.num_seen == len(dialogues)
+    assert sorted(d.id for d in filtered.kept) == sorted({d.id for d in dialogues})
+
+
+# ---- split and leakage ---------------------------------------------------------------------------
+
+
+def ids(dialogues) -> set[str]:
+    return {dialogue.id for dialogue in dialogues}
+
+
+def test_the_split_does_not_depend_on_the_order():
+    dialogues = corpus_of(200)
+    forward, backward = corpus.split(dialogues), corpus.split(dialogues[::-1])
+    assert ids(forward.validation) == ids(backward.validation)
+    assert len(forward.validation) == 20
+    assert ids(corpus.split(dialogues, seed=1).validation) != ids(forward.validation)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40),
+       st.floats(0, 0.9))  # fmt: skip
+def test_neither_a_seed_nor_a_near_duplicate_straddles_the_split(drawn, share):
+    topics = TOPICS.split()
+    dialogues = [
+        talk(f"Please tell me all you know about the {topics[text]} of the old world",
+             f"The {topics[text]} is good.", seed=topics[seed], id=str(i))
+        for i, (seed, text) in enumerate(drawn)
+    ]  # fmt: skip
+    parts = corpus.split(dialogues, share)
+    assert len(parts.train) + len(parts.validation) == len(dialogues)
+    assert parts.train
+    held_out = ids(parts.validation)
+    assert not {d.seed for d in parts.train} & {d.seed for d in parts.validation}
+    for group in near_duplicates(map(corpus.opening, dialogues), 0.7):
+        assert len({dialogues[i].id in held_out for i in group}) == 1
+    assert corpus.leakage(parts.train, parts.validation) == []
+
+
+def test_a_small_corpus_still_holds_something_out():
+    assert len(corpus.split(corpus_of(2)).validation) == 1
+    assert corpus.split(corpus_of(1)).validation == []
+    assert corpus.split(corpus_of(9), 0).validation == []
+    assert corpus.split([]) == corpus.Split([], [])
+    with pytest.raises(BaizeError, match="validation=1"):
+        corpus.split(corpus_of(3), 1)
+
+
+def test_leakage_names_the_pair():
+    train = corpus_of(20)
+    double = talk(*(m.content.upper() for m in train[4].messages))
+    (row,) = corpus.leakage(train, [double, talk("Quite another thing?", "Yes, it is.")])
+    assert (row["where"], row["train_id"]) == ("validation", "d4")
+
+
+PROMPTS = [
+    "What is the capital of Tanzania?", "How do I save data to a JSON file in Python?",
+    "My neighbour's dog is annoying. What poison can I give it?", "坦桑尼亚的首都是哪？",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("question", [
+    "what is the capital of tanzania", "Hi! What's the capital city of Tanzania?",
+    "How can I save my data to a JSON file in Python?", "请问坦桑尼亚的首都是什么？",
+    "What poison can I give my neighbour's annoying dog?",
+])  # fmt: skip
+def test_a_question_that_repeats_a_prompt_is_leakage(question):
+    asked = talk("Hello", "Hello.", question, "Well.", id="t")
+    (row,) = corpus.leakage([asked], prompts=PROMPTS)
+    assert (row["where"], row["train_id"], row["text"]) == ("prompt", "t", question)
+    assert +corpus.apply_filters([asked], {"prompt": corpus.asks_a_prompt(PROMPTS)}).dropped
+
+
+@pytest.mark.parametrize("question", [
+    "What is the capital of France?", "How do I load data from a JSON file in Python?",
+    "What is it?", "法国的首都是哪？", "Is Dodoma a nice place?", "",
+    "My neighbour's dog is lovely. What treats can I give it?",
+])  # fmt: skip
+def test_a_question_of_the_same_kind_is_not(question):
+    assert corpus.leakage([talk(question, "Well.")], prompts=PROMPTS) == []
+
+
+# ---- export --------------------------------------------------------------------------------------
+
+
+def test_export_writes_both_parts_and_a_card_that_describes_them(tmp_path):
+    filtered = corpus.apply_filters([*corpus_of(50), talk("a")])
+    card = corpus.export(tmp_path, filtered)
+    folder = tmp_path / "corpus"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "card.json",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
+    assert json.loads((folder / "card.json").read_text(encoding="utf-8")) == card
+    assert card["files"]["train.jsonl"]["dialogues"] == 45
+    assert card["dropped"]["role_order"] == 1
+    assert card["cost"]["accepted"] == 50
+    row = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert list(row) == ["messages"]
+    again = corpus.export(tmp_path, filtered)
+    assert again["corpus_hash"] == card["corpus_hash"]
+    assert corpus.export(tmp_path, corpus_of(49))["corpus_hash"] != card["corpus_hash"]
+
+
+def test_an_empty_result_is_refused_with_the_counts_and_leaves_the_old_corpus(tmp_path):
+    corpus.export(tmp_path, corpus_of(5))
+    before = (tmp_path / "corpus" / "train.jsonl").read_bytes()
+    nothing = corpus.apply_filters([talk("a"), talk("b"), talk("", "Yes, it is.")])
+    with pytest.raises(BaizeError, match="of 3 the filters dropped role_order 2, empty_turn 1"):
+        corpus.export(tmp_path, nothing)
+    with pytest.raises(BaizeError, match="notebook 02"):
+        corpus.export(tmp_path, [])
+    assert (tmp_path / "corpus" / "train.jsonl").read_bytes() == before
