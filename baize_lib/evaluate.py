@@ -1,0 +1,406 @@
+"""Ask the article's prompts, keep every answer, and show the first one.
+
+Qualitative comparisons mislead when the best of several samples is shown. So each reply that is
+generated goes to `answers.jsonl` before anybody sees it, and the tables show attempt 1, whatever
+came later. Asking again gives back what is in the log:
+
+    attempts = ask(chat, load_prompts(origin="article"), log=run.answers_file)
+    graded = grade(load_prompts(), attempts)
+    verdict_table(load_prompts(), graded)         # ours, and the article's beside them
+    score_table(load_prompts(), graded)           # with the error of each check
+    health(attempts)                              # do replies stop, repeat themselves, leak tags?
+
+A first attempt belongs to a prompt, a model and an adapter. Other seeds or sampling settings make
+no new first attempt; a newly trained adapter does, and the log keeps those of the old one.
+"""
+
+import asyncio
+import datetime
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from baize_lib.checks import CHECKS, Verdict, check, check_errors
+from baize_lib.config import BaizeError, data_dir
+from baize_lib.dialogue import AI_TAG, HUMAN_TAG, Message
+from baize_lib.files import read_jsonl, sha256_of, text_hash
+
+__all__ = [
+    "Prompt", "load_prompts", "Attempt", "Chat", "ask", "ask_teacher", "read_attempts",
+    "first_attempts", "grade", "verdict_table", "score_table", "health", "repetition",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, or several asked in turn, and how to judge the answers.
+
+    Attributes:
+        category: which check applies, a key of `checks.CHECKS`.
+        origin: "article", or "course" for the siblings we wrote around it.
+        good: what a good answer contains; `why`: what the prompt is meant to show.
+        article: the article's verdicts, `{model: {"verdict", "said"}}`.
+        twin: for an unsafe request its harmless look-alike, and the other way round.
+    """
+
+    id: str
+    category: str
+    language: str
+    origin: str
+    turns: tuple[str, ...]
+    good: str
+    why: str
+    check: Mapping[str, Any] = field(repr=False)
+    article: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    twin: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Names the words asked: change them, and earlier answers no longer count."""
+        return text_hash(json.dumps(self.turns, ensure_ascii=False))
+
+
+def load_prompts(
+    *, category: str | None = None, language: str | None = None, origin: str | None = None
+) -> list[Prompt]:
+    """The prompts of `data/evaluation/`, all of them or those that match."""
+    rows = read_jsonl(data_dir() / "evaluation" / "prompts.jsonl")
+    prompts = [Prompt(**{**row, "turns": tuple(row["turns"])}) for row in rows]
+    wanted = {"category": category, "language": language, "origin": origin}
+    return [p for p in prompts if all(v in (None, getattr(p, k)) for k, v in wanted.items())]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One conversation with one model: the log's line for each of its turns.
+
+    `of` counts the attempts this model made at this prompt; `number` 1 is the one that counts.
+    """
+
+    prompt: str
+    model: str
+    adapter: str
+    number: int
+    of: int
+    turns: tuple[dict[str, Any], ...]
+
+    @property
+    def replies(self) -> list[str]:
+        return [line["text"] for line in self.turns]
+
+    @property
+    def label(self) -> str:
+        """How a page must call it."""
+        if self.number == 1:
+            return "first attempt" if self.of == 1 else f"first attempt of {self.of}"
+        return f"picked, attempt {self.number} of {self.of}"
+
+
+class Chat(Protocol):
+    """What `ask` needs of a chat model; `chat.ChatModel` has it."""
+
+    def reply_batch(self, batch: Sequence[Sequence[Message]], **options: Any) -> Sequence[Any]: ...
+
+
+# ---- The log
+
+
+def read_attempts(log: Path | str) -> list[Attempt]:
+    """Every attempt in the log, finished or not, oldest first; [] when there is no log yet."""
+    logged = _lines_by_attempt(log)
+    made = Counter(key[:4] for key in logged)
+    return [
+        Attempt(
+            key[0], key[2], key[3], key[4], made[key[:4]], tuple(turns[i] for i in sorted(turns))
+        )
+        for key, turns in logged.items()
+    ]
+
+
+def first_attempts(
+    log: Path | str,
+    prompts: Iterable[Prompt],
+    *,
+    adapters: Mapping[str, str] | None = None,
+    picked: Mapping[tuple[str, str], int] | None = None,
+) -> list[Attempt]:
+    """Attempt 1 of each model at each prompt, as far as the log has it.
+
+    Args:
+        adapters: which adapter (its hash) a model had; by default the one it answered with last.
+        picked: show another attempt instead, by (prompt id, model); its `label` will say so.
+
+    Raises:
+        BaizeError: a picked attempt is not in the log.
+    """
+    logged, picked = read_attempts(log), picked or {}
+    of_model = {attempt.model: attempt.adapter for attempt in logged} | dict(adapters or {})
+    found = {
+        (a.prompt, a.model, a.number, a.turns[0]["prompt_hash"], len(a.turns)): a
+        for a in logged
+        if a.adapter == of_model[a.model]
+    }
+    shown = []
+    for prompt in prompts:
+        for model in of_model:
+            number = picked.get((prompt.id, model), 1)
+            attempt = found.get((prompt.id, model, number, prompt.hash, len(prompt.turns)))
+            if attempt:
+                shown.append(attempt)
+            elif number != 1:
+                raise BaizeError(f"{log} has no attempt {number} of {model} at {prompt.id}")
+    return shown
+
+
+def _lines_by_attempt(log: Path | str) -> dict[tuple[Any, ...], dict[int, dict[str, Any]]]:
+    """(prompt, prompt_hash, model, adapter, attempt) -> {turn: line}. The earliest line wins."""
+    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    if Path(log).is_file():
+        for line in read_jsonl(log, torn_tail_ok=True):
+            key = tuple(line[k] for k in ("prompt", "prompt_hash", "model", "adapter", "attempt"))
+            found.setdefault(key, {}).setdefault(line["turn"], line)
+    return found
+
+
+def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
+    """Add lines, on the disk when this returns; a line torn by a crash is cut off first."""
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---- Asking
+
+
+def ask(
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    models: Sequence[str] = ("base", "tuned"),
+    *,
+    log: Path | str,
+    attempts: int = 1,
+    batch_size: int = 12,
+    seed: int = 0,
+    **sampling: Any,
+) -> list[Attempt]:
+    """Ask each model each prompt; what is in the log already is not asked again.
+
+    Args:
+        models: names the chat model knows, such as "base" and "tuned".
+        attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
+        sampling: passed on to `chat.reply_batch` (max_tokens, temperature…) and logged.
+
+    Returns:
+        Attempt 1 of every prompt and model.
+    """
+    adapters = {model: _adapter_hash(chat, model) for model in models}
+    for model, adapter in adapters.items():
+        identity = {"model": model, "adapter": adapter}
+        for number in range(1, attempts + 1):
+            options = {**sampling, "seed": seed + number - 1}
+            for turn in range(max((len(p.turns) for p in prompts), default=0)):
+                waiting = _unanswered(log, prompts, identity, number, turn)
+                for batch in _batches(waiting, batch_size):
+                    messages = [conversation for _, conversation in batch]
+                    answers = chat.reply_batch(messages, model=model, **options)
+                    _append(log, [
+                        _line(prompt, turn, number, identity, options, {
+                            "text": a.text, "stopped_by": a.stopped_by,
+                            "num_tokens": a.num_tokens, "seconds": a.seconds,
+                        })
+                        for (prompt, _), a in zip(batch, answers, strict=True)
+                    ])  # fmt: skip
+    return [a for a in first_attempts(log, prompts, adapters=adapters) if a.model in models]
+
+
+async def ask_teacher(
+    teacher: Any,
+    prompts: Sequence[Prompt],
+    *,
+    log: Path | str,
+    name: str | None = None,
+    attempts: int = 1,
+    seed: int = 0,
+    **sampling: Any,
+) -> list[Attempt]:
+    """The same for a model behind an OpenAI-compatible address, a `teacher.Teacher`.
+
+    Args:
+        name: the model's column; by default the teacher's model name.
+        sampling: passed on to `teacher.chat`, which needs `max_tokens`.
+
+    Raises:
+        BaizeError: what the teacher raises, for one when the budget ends; what was answered until
+            then is in the log, so that running again goes on from there.
+    """
+    identity = {"model": name or teacher.model, "adapter": ""}
+
+    async def converse(prompt: Prompt, number: int) -> None:
+        options = {**sampling, "seed": seed + number - 1}
+        for turn in range(len(prompt.turns)):
+            for _, conversation in _unanswered(log, [prompt], identity, number, turn):
+                rows = [{"role": m.role, "content": m.content} for m in conversation]
+                reply = await teacher.chat(rows, **options)
+                _append(log, [_line(prompt, turn, number, identity, options, {
+                    "text": reply.text, "num_tokens": reply.usage.output,
+                    "stopped_by": "end" if reply.finish_reason == "stop" else reply.finish_reason,
+                    "seconds": reply.seconds, "cost_usd": reply.cost_usd,
+                })])  # fmt: skip
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, attempts + 1):
+                for prompt in prompts:
+                    group.create_task(converse(prompt, number))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return [a for a in first_attempts(log, prompts) if a.model == identity["model"]]
+
+
+def _unanswered(
+    log: Path | str, prompts: Iterable[Prompt], identity: Mapping[str, str], number: int, turn: int
+) -> list[tuple[Prompt, list[Message]]]:
+    """The prompts that wait for an answer to `turn`, each with its conversation so far."""
+    logged = _lines_by_attempt(log)
+    waiting = []
+    for prompt in prompts:
+        key = (prompt.id, prompt.hash, identity["model"], identity["adapter"], number)
+        said = logged.get(key, {})
+        if turn < len(prompt.turns) and turn not in said:
+            conversation: list[Message] = []
+            for question, line in zip(prompt.turns, (said[i] for i in range(turn)), strict=False):
+                conversation += [Message("user", question), Message("assistant", line["text"])]
+            waiting.append((prompt, [*conversation, Message("user", prompt.turns[turn])]))
+    return waiting
+
+
+def _batches(waiting: list[tuple[Prompt, list[Message]]], size: int) -> Iterator[list]:
+    """Batches of like length, so that little is padded."""
+    by_length = sorted(waiting, key=lambda item: sum(len(m.content) for m in item[1]))
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]
+
+
+def _line(
+    prompt: Prompt, turn: int, number: int, identity: Mapping[str, str],
+    options: Mapping[str, Any], answer: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": turn, "attempt": number,
+        **identity, "sampling": {k: v for k, v in options.items() if k != "seed"},
+        "seed": options["seed"], **answer,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _adapter_hash(chat: Any, model: str) -> str:
+    """16 hex digits that name the adapter's weights; "" for a model without one."""
+    folder = getattr(chat, "adapters", {}).get(model)
+    return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""
+
+
+# ---- Judging
+
+Graded = dict[tuple[str, str], Verdict]  # (prompt id, model) -> verdict
+
+
+def grade(prompts: Iterable[Prompt], attempts: Iterable[Attempt]) -> Graded:
+    """Run each prompt's check on its answers (code runs in the sandbox, several at a time)."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    asked = [attempt for attempt in attempts if attempt.prompt in by_id]
+
+    def verdict(attempt: Attempt) -> Verdict:
+        prompt = by_id[attempt.prompt]
+        return check(prompt.category, prompt.check, attempt.replies)
+
+    with ThreadPoolExecutor(4) as pool:
+        verdicts = list(pool.map(verdict, asked))
+    return {(a.prompt, a.model): v for a, v in zip(asked, verdicts, strict=True)}
+
+
+def verdict_table(prompts: Iterable[Prompt], graded: Graded):
+    """Prompts × models as a DataFrame: our verdicts, then the article's own ("Baize, article")."""
+    import pandas as pd
+
+    models = list(dict.fromkeys(model for _, model in graded))
+    rows = []
+    for prompt in prompts:
+        row = {"prompt": " / ".join(prompt.turns), "category": prompt.category}
+        row |= {m: graded[prompt.id, m].grade if (prompt.id, m) in graded else "" for m in models}
+        row |= {f"{m}, article": said["verdict"] for m, said in prompt.article.items()}
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def score_table(prompts: Iterable[Prompt], graded: Graded, errors: Any = None):
+    """How many answers were good, by category and model, beside what the check gets wrong.
+
+    Precision and recall are those of `check_errors()`, or of its earlier result `errors`; for code
+    the mean of its two halves.
+    """
+    import pandas as pd
+
+    prompts = list(prompts)
+    models = list(dict.fromkeys(model for _, model in graded))
+    errors = check_errors() if errors is None else errors
+    by_category = errors.groupby(errors["check"].str.split(",").str[0])[["precision", "recall"]]
+    by_category = by_category.mean()
+    rows = []
+    for category in [c for c in CHECKS if any(p.category == c for p in prompts)]:
+        mine = [p.id for p in prompts if p.category == category]
+        row: dict[str, Any] = {"category": category, "prompts": len(mine)}
+        for model in models:
+            grades = [graded[i, model].grade for i in mine if (i, model) in graded]
+            row[model] = f"{grades.count('good')} of {len(grades)}"
+        rows.append(row | by_category.loc[category].to_dict())
+    return pd.DataFrame(rows)
+
+
+def health(attempts: Iterable[Attempt]):
+    """What needs no judge, one row a model: a DataFrame of shares (0 to 1) over all replies.
+
+    stops: ended by itself, on the end token. cut: ran into the token limit. tags: went on to speak
+    for the human, or wrote a tag. repetition: see `repetition`. tokens: mean length.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "model": attempt.model, "replies": 1, "stops": line["stopped_by"] in _ENDED,
+            "cut": line["stopped_by"] == "length",
+            "tags": line["stopped_by"] in _TAGGED or any(tag in line["text"] for tag in _TAGS),
+            "empty": not line["text"].strip(), "repetition": repetition(line["text"]),
+            "tokens": line["num_tokens"],
+        }
+        for attempt in attempts
+        for line in attempt.turns
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows).groupby("model", sort=False)
+    return frame.mean().assign(replies=frame.size()).reset_index()
+
+
+_ENDED, _TAGGED = ("end", "eos"), ("tag",)
+_TAGS = (HUMAN_TAG, AI_TAG, "[Human]", "[AI]", "<|im_")
+
+
+def repetition(text: str, width: int = 4) -> float:
+    """Share of a text's runs of `width` words (characters in Chinese) that came before, 0 to 1.
+
+    >>> repetition("to be or not to be or not to be or not")
+    0.5...
+    """
+    words = list(text) if any("\u4e00" <= c <= "\u9fff" for c in text) else text.lower().split()
+    runs = [tuple(words[i : i + width]) for i in range(len(words) - width + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,0 +1,256 @@
+"""Prompts, the first-attempt log, verdicts and health."""
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from baize_lib.checks import CHECKS
+from baize_lib.config import BaizeError, data_dir
+from baize_lib.evaluate import (
+    ask,
+    ask_teacher,
+    first_attempts,
+    grade,
+    health,
+    load_prompts,
+    read_attempts,
+    repetition,
+    score_table,
+    verdict_table,
+)  # fmt: skip
+from baize_lib.files import read_jsonl
+from baize_lib.similarity import jaccard
+
+PROMPTS = load_prompts(origin="article", language="en")
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    stopped_by: str = "end"
+    num_tokens: int = 3
+    seconds: float = 0.1
+
+
+class Counting:
+    """A chat model that numbers its answers and remembers what it was asked."""
+
+    def __init__(self, adapters=None, fail_at=None):
+        self.adapters = adapters or {}
+        self.asked, self.fail_at = [], fail_at
+
+    def reply_batch(self, batch, *, model, **options):
+        if len(self.asked) == self.fail_at:
+            raise KeyboardInterrupt
+        answers = []
+        for messages in batch:
+            self.asked.append((model, [m.content for m in messages], options))
+            answers.append(Said(f"answer {len(self.asked)}"))
+        return answers
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "run" / "answers.jsonl"
+
+
+# ---- The prompts
+
+
+def test_there_are_sixty_prompts_and_every_category_has_its_check():
+    prompts = load_prompts()
+    assert len(prompts) >= 60 and len({p.id for p in prompts}) == len(prompts)
+    assert {p.category for p in prompts} == set(CHECKS)
+    assert all(p.good and p.why and p.check for p in prompts)
+    assert Counter(p.language for p in prompts)["zh"] >= 15
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_articles_six_tests_are_there_in_both_languages(language):
+    mine = load_prompts(origin="article", language=language)
+    assert len(mine) == 6 and sum(len(p.turns) for p in mine) == 7
+    assert all(p.article["Baize"]["verdict"] for p in mine)
+
+
+def test_every_unsafe_prompt_has_a_harmless_twin():
+    by_id = {p.id: p for p in load_prompts()}
+    for prompt in by_id.values():
+        if prompt.category in ("unsafe", "harmless"):
+            assert by_id[prompt.twin].twin == prompt.id
+            assert by_id[prompt.twin].language == prompt.language
+    assert all(by_id[p.twin].category == "harmless" for p in load_prompts(category="unsafe"))
+
+
+def test_no_prompt_is_a_training_seed_or_nearly_one():
+    seeds = [
+        row["text"] for path in (data_dir() / "seeds").glob("*.jsonl") for row in read_jsonl(path)
+    ]
+    asked = [turn for prompt in load_prompts() for turn in prompt.turns]
+    for turn in asked:
+        nearest = max(seeds, key=lambda seed: jaccard(turn, seed, width=1), default="")
+        assert jaccard(turn, nearest, width=1) < 0.7, (turn, nearest)
+
+
+# ---- The log
+
+
+def test_asking_again_gives_the_first_attempt_and_asks_nobody(log):
+    first = ask(Counting(), PROMPTS, log=log, temperature=0.7)
+    again = Counting()
+    assert ask(again, PROMPTS, log=log, temperature=1.5, seed=9) == first
+    assert again.asked == []
+    assert {(a.number, a.of, a.label) for a in first} == {(1, 1, "first attempt")}
+
+
+def test_more_attempts_are_logged_and_attempt_one_stays_the_one_shown(log):
+    first = ask(Counting(), PROMPTS, log=log)
+    later = ask(Counting(), PROMPTS, log=log, attempts=3)
+    assert [a.replies for a in later] == [a.replies for a in first]
+    assert {a.of for a in later} == {3} and later[0].label == "first attempt of 3"
+    assert {line["seed"] for a in read_attempts(log) for line in a.turns} == {0, 1, 2}
+
+
+def test_a_picked_attempt_is_labelled_as_picked(log):
+    ask(Counting(), PROMPTS, log=log, attempts=3)
+    key = (PROMPTS[-1].id, "base")
+    picked = {(a.prompt, a.model): a for a in first_attempts(log, PROMPTS, picked={key: 3})}
+    assert picked[key].label == "picked, attempt 3 of 3"
+    assert Counter(a.number for a in picked.values()) == {1: 11, 3: 1}
+    with pytest.raises(BaizeError, match="no attempt 4"):
+        first_attempts(log, PROMPTS, picked={key: 4})
+
+
+def test_a_line_keeps_what_is_needed_to_trust_it(log, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    ask(Counting({"tuned": tmp_path}), PROMPTS[:1], log=log, temperature=0.7, max_tokens=9)
+    lines = list(read_jsonl(log))
+    assert [line["model"] for line in lines] == ["base", "tuned"]
+    assert lines[0]["adapter"] == "" and len(lines[1]["adapter"]) == 16
+    assert lines[0]["sampling"] == {"temperature": 0.7, "max_tokens": 9}
+    assert {"prompt_hash", "attempt", "seed", "num_tokens", "created", "text"} < set(lines[0])
+
+
+def test_the_second_turn_is_asked_with_the_first_answer_before_it(log):
+    chat = Counting()
+    (attempt,) = ask(chat, load_prompts(category="code")[:1], models=["base"], log=log)
+    question, answer, follow_up = chat.asked[1][1]
+    assert (question, answer) == (chat.asked[0][1][0], "answer 1")
+    assert "function" in follow_up and attempt.replies == ["answer 1", "answer 2"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(log):
+    with pytest.raises(KeyboardInterrupt):
+        ask(Counting(fail_at=4), PROMPTS, log=log, batch_size=2)
+    chat = Counting()
+    attempts = ask(chat, PROMPTS, log=log, batch_size=2)
+    assert len(chat.asked) == 14 - 4 and len(attempts) == 12
+    assert {a.of for a in attempts} == {1}
+
+
+def test_a_torn_last_line_is_repaired(log):
+    ask(Counting(), PROMPTS[:1], log=log)
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"prompt": "torn')
+    assert len(read_attempts(log)) == 2
+    ask(Counting(), PROMPTS[:2], log=log)
+    assert log.read_bytes().startswith(whole) and len(list(read_jsonl(log))) == 4
+
+
+def test_a_new_adapter_or_other_words_make_a_new_first_attempt(log, tmp_path):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(b"one")
+    chat = Counting({"tuned": tmp_path})
+    ask(chat, PROMPTS[:1], models=["tuned"], log=log)
+    weights.write_bytes(b"two")
+    (second,) = ask(chat, PROMPTS[:1], models=["tuned"], log=log)
+    assert second.replies == ["answer 2"] and second.label == "first attempt"
+    weights.write_bytes(b"one")
+    assert ask(chat, PROMPTS[:1], models=["tuned"], log=log)[0].replies == ["answer 1"]
+    assert len(read_attempts(log)) == 2
+
+
+class TeacherStandIn:
+    """Answers as `teacher.Teacher` does, until its budget ends."""
+
+    model = "gpt-test"
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    async def chat(self, messages, *, max_tokens, seed):
+        if not self.calls:
+            raise BaizeError("the budget is spent")
+        self.calls -= 1
+        from baize_lib.pricing import Usage
+        from baize_lib.teacher import Reply
+
+        text = f"{len(messages)} {messages[-1]['content']}"
+        return Reply(text, "stop", Usage(5, 0, 7), 0.001, self.model, 0.2)
+
+
+def test_a_teacher_is_asked_and_billed_and_its_budget_loses_nothing(log):
+    with pytest.raises(BaizeError, match="budget"):
+        asyncio.run(ask_teacher(TeacherStandIn(3), PROMPTS, log=log, max_tokens=50))
+    assert len(list(read_jsonl(log))) == 3
+    attempts = asyncio.run(ask_teacher(TeacherStandIn(4), PROMPTS, log=log, max_tokens=50))
+    lines = [line for a in attempts for line in a.turns]
+    assert len(attempts) == 6 and len(lines) == 7
+    assert sum(line["cost_usd"] for line in lines) == pytest.approx(0.007)
+    assert attempts[-1].replies[1] == "3 Rewrite it as a function."
+
+
+# ---- Verdicts
+
+
+class Parrot(Counting):
+    """Knows one thing."""
+
+    def reply_batch(self, batch, *, model, **options):
+        return [Said("Dodoma" if model == "tuned" else "Dar es Salaam") for _ in batch]
+
+
+def test_verdicts_stand_beside_the_articles(log):
+    graded = grade(PROMPTS, ask(Parrot(), PROMPTS, log=log))
+    table = verdict_table(PROMPTS, graded)
+    row = table[table["prompt"].str.contains("Tanzania")].iloc[0]
+    assert (row["base"], row["tuned"]) == ("bad", "good")
+    assert (row["Alpaca, article"], row["Baize, article"]) == ("bad", "good")
+    assert "function" in table.iloc[-1]["prompt"] and table.iloc[-1]["Alpaca, article"] == ""
+
+
+def test_scores_stand_beside_the_error_of_their_check(log):
+    import pandas as pd
+
+    errors = pd.DataFrame({"check": list(CHECKS), "precision": 0.9, "recall": 0.8})
+    graded = grade(PROMPTS, ask(Parrot(), PROMPTS, log=log))
+    scores = score_table(PROMPTS, graded, errors).set_index("category")
+    assert scores.loc["fact", ["base", "tuned"]].tolist() == ["0 of 1", "1 of 1"]
+    assert scores.loc["fact", "precision"] == 0.9 and "harmless" not in scores.index
+
+
+class Ill(Counting):
+    def reply_batch(self, batch, *, model, **options):
+        ills = [Said("fine"), Said("go on", "length"), Said("[|Human|] me", "tag"), Said("")]
+        return (ills * len(batch))[: len(batch)]
+
+
+def test_health_counts_what_needs_no_judge(log):
+    attempts = ask(Ill(), load_prompts(category="fact")[:4], models=["base"], log=log)
+    row = health(attempts).iloc[0]
+    assert row["replies"] == 4
+    assert row[["stops", "cut", "tags", "empty"]].tolist() == [0.5, 0.25, 0.25, 0.25]
+
+
+def test_repetition_is_seen_in_words_and_in_chinese():
+    assert repetition("one two three four five six") == 0
+    assert repetition("the same again " * 20) > 0.9
+    assert repetition("谢谢你谢谢你谢谢你谢谢你") > 0.5
+    assert repetition("") == repetition("short") == 0
+
+
+def test_the_log_is_plain_json(log):
+    ask(Counting(), load_prompts(language="zh")[:1], models=["base"], log=log)
+    assert json.loads(log.read_text(encoding="utf-8"))["prompt"] == "fact-tanzania-zh"
