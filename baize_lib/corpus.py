@@ -21,14 +21,15 @@ from typing import Any
 from baize_lib.config import BaizeError, Run
 from baize_lib.dialogue import Dialogue
 from baize_lib.files import sha256_of, text_hash, write_atomic
-from baize_lib.inspection import DEFECTS, other_language, statistics, words
+from baize_lib.inspection import DEFECTS, other_language, words
 from baize_lib.pricing import Price, Usage
-from baize_lib.records import read_dialogues, read_sample, write_dialogues
+from baize_lib.records import read_dialogues, read_ledger, read_sample, write_dialogues
 from baize_lib.similarity import near_duplicates
 
 __all__ = [
-    "read_dialogues", "read_sample", "FILTERS", "default_filters", "whole_turns", "Filtered",
-    "apply_filters", "Split", "split", "prompt_matcher", "asks_a_prompt", "leakage", "export",
+    "read_ledger", "read_dialogues", "read_sample", "FILTERS", "default_filters", "whole_turns",
+    "Filtered", "apply_filters", "opening", "split", "leakage", "prompt_matcher", "asks_a_prompt",
+    "export",
 ]  # fmt: skip
 
 NO_USAGE = Usage()
@@ -161,22 +162,14 @@ def opening(dialogue: Dialogue) -> str:
     return "\n".join(message.content for message in dialogue.messages[:2])
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A corpus in two parts that share no seed and no group of near-duplicates."""
-
-    train: list[Dialogue]
-    validation: list[Dialogue]
-
-
 def split(
     dialogues: Sequence[Dialogue], validation: float = 0.1, *, seed: int = 0,
     near_duplicate: float | None = 0.7,
-) -> Split:  # fmt: skip
-    """Split by the hash of each dialogue's seed, keeping same seeds and near-duplicates together.
+) -> tuple[list[Dialogue], list[Dialogue]]:  # fmt: skip
+    """(train, validation), by the hash of each dialogue's seed; the same whatever their order.
 
-    The same dialogues always split the same way, in whatever order they come. Two groups or more
-    give at least one dialogue to each part.
+    Dialogues of one seed, and near-duplicates, stay together. Two groups or more give at least one
+    dialogue to each part.
 
     Args:
         validation: share of the dialogues to hold out, 0 to 1.
@@ -191,18 +184,17 @@ def split(
     keys = [text_hash(f"{seed}:{d.seed or opening(d)}") for d in dialogues]
     alike = near_duplicates(map(opening, dialogues), near_duplicate) if near_duplicate else []
     groups = _groups(keys, alike)
-    quota = round(validation * len(dialogues))
-    quota = min(max(quota, 1), len(keys) - 1) if validation and len(groups) > 1 else 0
+    quota = min(max(round(validation * len(keys)), 1), len(keys) - 1)
     held_out: set[int] = set()
-    for group in groups:
-        if len(held_out) + len(group) <= quota:
-            held_out.update(group)
-    if quota and not held_out:
-        held_out.update(min(groups, key=len))
+    if validation and len(groups) > 1:
+        for group in groups:
+            if len(held_out) + len(group) <= quota:
+                held_out.update(group)
+        held_out = held_out or set(min(groups, key=len))
     parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
     for i, dialogue in enumerate(dialogues):
         parts[i in held_out].append(dialogue)
-    return Split(*parts)
+    return parts
 
 
 def _groups(keys: list[str], alike: list[list[int]]) -> list[list[int]]:
@@ -215,15 +207,103 @@ def _groups(keys: list[str], alike: list[list[int]]) -> list[list[int]]:
         return i
 
     first: dict[str, int] = {}
-    for i, key in enumerate(keys):
-        parent[i] = root(first.setdefault(key, i))
-    for group in alike:
-        for i in group[1:]:
-            parent[root(i)] = root(group[0])
+    same_key = ([first.setdefault(key, i), i] for i, key in enumerate(keys))
+    for one, *others in (*same_key, *alike):
+        for other in others:
+            parent[root(other)] = root(one)
     joined = defaultdict(list)
     for i in range(len(keys)):
         joined[root(i)].append(i)
     return sorted(joined.values(), key=lambda group: min(keys[i] for i in group))
+
+
+def leakage(
+    train: Iterable[Dialogue], validation: Iterable[Dialogue] = (), prompts: Iterable[str] = (),
+    *, near_duplicate: float = 0.7,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What training would give away: held-out dialogues and evaluation prompts that `train` holds.
+
+    A row has where ("validation" or "prompt"), train_id, text (in train) and other (its double).
+    Held-out dialogues are compared by the three-word runs of first question and reply, prompts
+    with every question as `prompt_matcher` does. Both are exact.
+    """
+    held_out = [opening(dialogue) for dialogue in validation]
+    match_held_out = _matcher(list(map(_runs, held_out)), near_duplicate, _jaccard)
+    match_prompt = prompt_matcher(prompts)
+    rows = []
+
+    def leak(where: str, dialogue: Dialogue, text: str, other: str) -> None:
+        rows.append({"where": where, "train_id": dialogue.id, "text": text, "other": other})
+
+    for dialogue in train:
+        if found := match_held_out(_runs(opening(dialogue))):
+            leak("validation", dialogue, opening(dialogue), held_out[found[0]])
+        for question in dialogue.by("user"):
+            if match := match_prompt(question):
+                leak("prompt", dialogue, question, match[0])
+    return rows
+
+
+def asks_a_prompt(prompts: Iterable[str], threshold: float = 0.7) -> Filter:
+    """A filter: some question of the dialogue repeats one of the evaluation prompts."""
+    match = prompt_matcher(prompts, threshold)
+    return lambda dialogue: any(map(match, dialogue.by("user")))
+
+
+def prompt_matcher(
+    prompts: Iterable[str], threshold: float = 0.7
+) -> Callable[[str], tuple[str, float] | None]:
+    """A function that says which prompt a text repeats, if any, and how closely (0 to 1).
+
+    Compared are the sets of content words: their Jaccard similarity, or 1 where a text holds every
+    content word of the prompt and at most as many others.
+    """
+    prompts = list(prompts)
+    find = _matcher([_content_words(prompt) for prompt in prompts], threshold, _repeats)
+
+    def match(text: str) -> tuple[str, float] | None:
+        found = find(_content_words(text))
+        return (prompts[found[0]], found[1]) if found else None
+
+    return match
+
+
+def _matcher(
+    sets: list[frozenset], threshold: float, likeness: Callable[[frozenset, frozenset], float]
+) -> Callable[[frozenset], tuple[int, float] | None]:
+    """A function from a set to (position, likeness) of the most alike of `sets`, if any is.
+
+    Exact and quick: a set of Jaccard similarity t with another of n members holds one at least of
+    any (1 - t) n + 1 of them, so each is looked for under its rarest (prefix filtering; Chaudhuri,
+    Ganti & Kaushik 2006).
+    """
+    commonness = Counter(member for members in sets for member in members)
+    under: dict[Any, list[int]] = defaultdict(list)
+    for i, members in enumerate(sets):
+        rarest = sorted(members, key=lambda member: (commonness[member], member))
+        for member in rarest[: int((1 - threshold) * len(members)) + 1]:
+            under[member].append(i)
+
+    def find(wanted: frozenset) -> tuple[int, float] | None:
+        near = {i for member in wanted if member in under for i in under[member]}
+        value, i = max(((likeness(sets[i], wanted), -i) for i in near), default=(0.0, 0))
+        return (-i, value) if value >= threshold else None
+
+    return find
+
+
+def _jaccard(one: frozenset, other: frozenset) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def _repeats(prompt: frozenset, said: frozenset) -> float:
+    return 1.0 if prompt <= said and len(said) <= 2 * len(prompt) else _jaccard(prompt, said)
+
+
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    said = words(text)
+    return frozenset(zip(said, said[1:], said[2:], strict=False)) or frozenset({said})
 
 
 # Words that say little about what a question is about; one Chinese character is one word.
@@ -237,80 +317,9 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def prompt_matcher(
-    prompts: Iterable[str], threshold: float = 0.7
-) -> Callable[[str], tuple[str, float] | None]:
-    """A function that says which prompt a text repeats, if any, and how much of it (0 to 1).
-
-    Compared are the content words as sets: Jaccard similarity, or 1 where a text holds every
-    content word of the prompt and at most as many others. Exact, no sketch: only prompts
-    that share one of their rarest words with the text are looked at.
-    """
-    contents = {prompt: _content_words(prompt) for prompt in prompts}
-    commonness = Counter(word for content in contents.values() for word in content)
-    by_word: dict[str, list[str]] = defaultdict(list)
-    for prompt, content in contents.items():
-        rarest = sorted(content, key=lambda word: (commonness[word], word))
-        for word in rarest[: int((1 - threshold) * len(content)) + 1]:
-            by_word[word].append(prompt)
-
-    def match(text: str) -> tuple[str, float] | None:
-        said = _content_words(text)
-        found = [
-            (_likeness(contents[prompt], said), prompt)
-            for prompt in {prompt for word in said for prompt in by_word.get(word, ())}
-        ]
-        likeness, prompt = max(found, default=(0.0, ""))
-        return (prompt, likeness) if likeness >= threshold else None
-
-    return match
-
-
 def _content_words(text: str) -> frozenset[str]:
     said = frozenset(words(text))
     return said - _FUNCTION_WORDS or said
-
-
-def _likeness(prompt: frozenset[str], said: frozenset[str]) -> float:
-    if prompt <= said and len(said) <= 2 * len(prompt):
-        return 1.0
-    return len(prompt & said) / len(prompt | said)
-
-
-def asks_a_prompt(prompts: Iterable[str], threshold: float = 0.7) -> Filter:
-    """A filter: some question of the dialogue repeats one of the evaluation prompts."""
-    match = prompt_matcher(prompts, threshold)
-    return lambda dialogue: any(map(match, dialogue.by("user")))
-
-
-def leakage(
-    train: Sequence[Dialogue], validation: Sequence[Dialogue] = (), prompts: Iterable[str] = (),
-    *, near_duplicate: float = 0.7,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of what training would give away: held-out dialogues and evaluation prompts it holds.
-
-    A row has where ("validation" or "prompt"), train_id, text (as in train) and other (its double).
-    Near-duplicates within `train` should be dropped first (`apply_filters`): a held-out dialogue is
-    compared with the first of each such group.
-    """
-    rows = []
-    both = [*train, *validation]
-    for group in near_duplicates(map(opening, both), near_duplicate):
-        trained = next((i for i in group if i < len(train)), None)
-        for i in group:
-            if trained is not None and i >= len(train):
-                text, other = opening(both[trained]), opening(both[i])
-                rows.append(_leak("validation", both[trained], text, other))
-    match = prompt_matcher(prompts)
-    for dialogue in train:
-        for question in dialogue.by("user"):
-            if found := match(question):
-                rows.append(_leak("prompt", dialogue, question, found[0]))
-    return rows
-
-
-def _leak(where: str, dialogue: Dialogue, text: str, other: str) -> dict[str, Any]:
-    return {"where": where, "train_id": dialogue.id, "text": text, "other": other}
 
 
 def export(
@@ -335,20 +344,18 @@ def export(
     alike = None if "near_duplicate" in filtered.dropped else 0.7  # dropped already
     parts = split(filtered.kept, validation, seed=seed, near_duplicate=alike)
     files = {}
-    for name, part in (("train", parts.train), ("validation", parts.validation)):
+    for name, part in zip(("train", "validation"), parts, strict=True):
         path = folder / f"{name}.jsonl"
         write_dialogues(path, part)
-        found = statistics(part)
         files[path.name] = {
             "sha256": sha256_of(path), "dialogues": len(part),
-            "mean_turns": round(found.mean_turns, 3),
-            "words": sum(row["words"] for row in found.rows()),
+            "turns": sum(dialogue.num_turns for dialogue in part),
         }  # fmt: skip
     hashes = "".join(file["sha256"] for file in files.values())
     card = {
         "corpus_hash": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "kept": len(filtered.kept), "dropped": dict(filtered.dropped), "cost": filtered.cost(),
         "format": "chat", "files": files, "split": {"validation": validation, "seed": seed},
-        "dropped": dict(filtered.dropped), "cost": filtered.cost(),
     }  # fmt: skip
     write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card

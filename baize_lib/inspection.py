@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import eq
 from typing import Any
 
 from baize_lib.config import data_dir
@@ -261,7 +262,7 @@ def _loops(text: str) -> bool:
         for sentence, times in Counter(sentences).items():
             if times >= 3 and len(words(sentence)) >= 4:
                 return True
-    return bool(_STUTTER.search(text))
+    return sum(map(eq, said, said[1:])) >= 5 and bool(_STUTTER.search(text))
 
 
 def question_repeated(dialogue: Dialogue) -> int:
@@ -284,7 +285,8 @@ def reply_repeated(dialogue: Dialogue) -> int:
 def _alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     if a == b:
         return True
-    if min(len(a), len(b)) < 10:
+    shorter, longer = sorted((len(a), len(b)))
+    if shorter < 10 or shorter < 0.8 * longer:
         return False
     one, other = set(a), set(b)
     return len(one & other) >= 0.9 * len(one | other)
@@ -397,6 +399,7 @@ _COMMON = {
 _LANGUAGE_OF = {
     word: language for language, text in reversed(_COMMON.items()) for word in text.split()
 }
+_ENGLISH = frozenset(_COMMON["en"].split())
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _NOT_LATIN = re.compile(r"[\u0370-\u1cff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 
@@ -428,7 +431,7 @@ def _not_english(text: str) -> bool:
         if num_letters >= 8 and len(_NOT_LATIN.findall(text)) > 0.5 * num_letters:
             return True
     said = words(text)[:80]
-    if len(said) < 12:
+    if len(said) < 12 or len(_ENGLISH.intersection(said)) >= 5:
         return False
     hits = Counter(map(_LANGUAGE_OF.get, said))
     del hits[None]

@@ -28,11 +28,12 @@ from baize_lib.dialogue import (
     to_chat,
     to_sharegpt,
 )
-from baize_lib.files import write_jsonl
+from baize_lib.files import read_jsonl, write_jsonl
 from baize_lib.pricing import Usage
 
 __all__ = [
-    "Collected", "read_dialogues", "read_sample", "write_dialogues", "to_dataset", "push_to_hub",
+    "Collected", "read_ledger", "read_dialogues", "read_sample", "write_dialogues",
+    "to_dataset", "push_to_hub",
 ]  # fmt: skip
 
 
@@ -91,6 +92,11 @@ def read_dialogues(
             yield dialogue
     if faults and unreadable is None:
         warnings.warn(f"{len(faults)} unreadable lines, first {faults[0]}", stacklevel=2)
+
+
+def read_ledger(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger as they are, failures included; a torn last line is left out."""
+    return read_jsonl(path, torn_tail_ok=True)
 
 
 def read_sample() -> list[Collected]:
