@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baize_lib.config import BaizeError
-from baize_lib.exercises import EXERCISES, verdict
+from baize_lib.exercises import EXERCISES, check, verdict
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -40,7 +40,7 @@ def test_a_folded_solution_passes_its_own_check(notebook, name, function, stub, 
 
 @pytest.mark.parametrize(("notebook", "name", "function", "stub", "code"), EVERY)
 def test_an_untouched_stub_says_so(notebook, name, function, stub, code, capsys):
-    exec(stub, {})
+    exec(stub, {"check": check})
     assert capsys.readouterr().out == f"{name}: not attempted yet\n"
 
 
