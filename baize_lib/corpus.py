@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 NO_USAGE = Usage()
-Filter = Callable[[Dialogue], Any]  # truthy: drop it
+Filter = Callable[[Dialogue], Any]  # truthy: drop the dialogue
 
 
 def default_filters(language: str = "en") -> dict[str, Filter]:

@@ -1,16 +1,17 @@
 """What a corpus holds, and what is wrong with it: numbers first, then defects by name.
 
-Look at data before training on it. `statistics` counts in one pass; a *defect* is a small named
-function from a dialogue to how often the defect occurs in it, so a table of defects is one loop,
-and a filter (`corpus.FILTERS`) is a defect one refuses to train on.
+Look at data before training on it. `statistics` counts in one pass. A *defect* is a named function
+from a dialogue to how often it occurs there, most of them a small rule over one message's text
+(`loops`, `refuses`…). A table of defects is one loop over `DEFECTS`, and a filter
+(`corpus.FILTERS`) is a defect one refuses to train on.
 
 >>> from baize_lib.dialogue import Dialogue, Message
 >>> said = Message("user", "Who won?"), Message("assistant", "As an AI, I can't know. Who won?")
 >>> sorted(defects(Dialogue(said)))
 ['as_an_ai']
 
-Most rules below read the surface of a text, in English and Chinese. They are written to be right
-on the look-alikes in `tests/test_inspection.py`, and they are rules: read what they point at.
+The rules read the surface of English and Chinese text. They are right on the examples and
+look-alikes in `tests/test_inspection.py`; elsewhere they point at what to read.
 """
 
 import ipaddress
@@ -27,9 +28,12 @@ from baize_lib.config import data_dir
 from baize_lib.dialogue import Dialogue
 
 __all__ = [
-    "words", "Statistics", "statistics", "beside_published", "DEFECTS", "defects",
-    "count_defects", "personal_data", "other_language",
+    "words", "Statistics", "statistics", "beside_published", "DEFECTS", "defects", "count_defects",
+    "other_language", "personal_data", "speaks_for_both", "dangles", "loops", "stops_midway",
+    "asks_back", "as_an_ai", "refuses", "not_english", "not_chinese",
 ]  # fmt: skip
+
+Defect = Callable[[Dialogue], int]  # how often; 0 is fine
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['-][^\W_{_CJK}]+)*")
@@ -154,25 +158,7 @@ def beside_published(found: Statistics, name: str = "ours") -> list[dict[str, An
     return [ours, *published["corpora"]]
 
 
-# ---- defects: dialogue -> how often; 0 is fine --------------------------------------------------
-
-
-def failed(dialogue: Dialogue) -> int:
-    """the collector could not finish it (ledger status other than ok)"""
-    return int(getattr(dialogue, "status", "ok") != "ok")
-
-
-def role_order(dialogue: Dialogue) -> int:
-    """roles do not alternate from a question to a reply"""
-    roles = [message.role for message in dialogue.messages]
-    roles = roles[1:] if roles[:1] == ["system"] else roles
-    return int(not roles or roles != ["user", "assistant"] * (len(roles) // 2))
-
-
-def empty_turn(dialogue: Dialogue) -> int:
-    """a message says nothing"""
-    return sum(not message.content.strip() for message in dialogue.messages)
-
+# ---- rules over one text ------------------------------------------------------------------------
 
 _TAG = re.compile(
     r"\[\|\s*(?:human|ai)\s*\|\]|^[ \t]*\[(?:human|ai)\]|<\|(?:im_start|im_end|endoftext)\|>",
@@ -187,72 +173,28 @@ _LABEL = re.compile(
 )
 
 
-def dangling_tag(dialogue: Dialogue) -> int:
-    """a message ends on a speaker's tag"""
-    return sum(
-        "[" in message.content[-16:] and bool(_TAG_AT_END.search(_prose(message.content)))
-        for message in dialogue.messages
-    )
+def dangles(text: str) -> bool:
+    """It ends on a speaker's tag, or a part of one."""
+    return "[" in text[-16:] and bool(_TAG_AT_END.search(_prose(text)))
 
 
-def both_voices(dialogue: Dialogue) -> int:
-    """one message speaks for both speakers, or shows a tag"""
-    return sum(_speaks_for_both(_prose(message.content)) for message in dialogue.messages)
-
-
-def _speaks_for_both(text: str) -> bool:
+def speaks_for_both(text: str) -> bool:
+    """It shows a tag before its end, or labels for both speakers."""
+    text = _prose(text)
     if ("[" in text or "<|" in text) and _TAG.search(_TAG_AT_END.sub("", text)):
         return True
-    return len({bool(label) for label in _LABEL.findall(text)}) == 2
-
-
-_BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|Ã[\x80-\xbf]|â€[™œ\x9d˜“”]")
-
-
-def broken_characters(dialogue: Dialogue) -> int:
-    """characters lost in decoding, or control characters"""
-    return sum(bool(_BROKEN.search(message.content)) for message in dialogue.messages)
-
-
-def cut_reply(dialogue: Dialogue) -> int:
-    """a reply was cut by max_tokens, says the ledger"""
-    return len(getattr(dialogue, "cut_turns", ()))
-
-
-def unfinished_sentence(dialogue: Dialogue) -> int:
-    """a long reply stops without an end (a guess, where no ledger says)"""
-    return sum(map(_stops_midway, dialogue.by("assistant")))
-
-
-_LIST_ITEM = re.compile(r"\s*(?:[-*•|#>]|\d+[.)])")
-
-
-def _stops_midway(reply: str) -> bool:
-    text = reply.rstrip()
-    if not text or not (text[-1].isalnum() or text[-1] in ",;:，、；：") or len(words(text)) < 20:
-        return False
-    last = text[text.rfind("\n") + 1 :]
-    code_or_list = last[0].isspace() or _LIST_ITEM.match(last) or re.search(r"[=(){}<>_/\\]", last)
-    return not code_or_list
-
-
-def open_code(dialogue: Dialogue) -> int:
-    """a code fence is opened and not closed"""
-    return sum(message.content.count("```") % 2 for message in dialogue.messages)
+    return len({bool(human) for human in _LABEL.findall(text)}) == 2
 
 
 _SENTENCE_END = re.compile(r"[.!?。！？\n]+")
 _STUTTER = re.compile(r"\b([^\W\d]{2,}+)(?:\W+\1\b){5,}", re.IGNORECASE)
 
 
-def loop(dialogue: Dialogue) -> int:
-    """a reply says the same sentence three times, or goes round in circles"""
-    return sum(_loops(_prose(reply)) for reply in dialogue.by("assistant"))
-
-
-def _loops(text: str) -> bool:
+def loops(text: str) -> bool:
+    """It says a sentence three times, stutters, or repeats two fifths of its four-word runs."""
+    text = _prose(text)
     said = words(text)
-    if len(said) >= 24 and len(set(said)) < 0.6 * len(said) + 3:  # else no need to look closer
+    if len(said) >= 24 and len(set(said)) < 0.6 * len(said) + 3:  # else it cannot repeat so much
         said = [word for word in said if not word.isdigit()]
         runs = list(zip(said, said[1:], said[2:], said[3:], strict=False))
         if len(set(runs)) < 0.6 * len(runs):
@@ -265,60 +207,33 @@ def _loops(text: str) -> bool:
     return sum(map(eq, said, said[1:])) >= 5 and bool(_STUTTER.search(text))
 
 
-def question_repeated(dialogue: Dialogue) -> int:
-    """the human asks (nearly) the same thing again"""
-    asked = [words(question) for question in dialogue.by("user")]
-    return sum(any(_alike(a, b) for b in asked[:i]) for i, a in enumerate(asked) if a)
+_NOT_PROSE = re.compile(r"\s|[-*•|#>\"“'「]|\d+[.)]|.*[=(){}<>_/\\]")
 
 
-def reply_repeated(dialogue: Dialogue) -> int:
-    """a reply is (nearly) an earlier reply again, or only echoes its question"""
-    said = [words(message.content) for message in dialogue.messages]
-    replies = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
-    return sum(
-        any(_alike(said[i], said[j]) for j in (*range(1, i, 2), i - 1) if j >= 0)
-        for i in replies
-        if len(said[i]) >= 4
-    )
-
-
-def _alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    if a == b:
-        return True
-    shorter, longer = sorted((len(a), len(b)))
-    if shorter < 10 or shorter < 0.8 * longer:
+def stops_midway(text: str) -> bool:
+    """A long text without an end: a guess, for where no ledger tells. Lists and code may."""
+    text = text.rstrip()
+    if not text or not (text[-1].isalnum() or text[-1] in ",;:，、；：") or len(words(text)) < 20:
         return False
-    one, other = set(a), set(b)
-    return len(one & other) >= 0.9 * len(one | other)
+    return not _NOT_PROSE.match(text[text.rfind("\n") + 1 :])
 
 
-def short_reply(dialogue: Dialogue) -> int:
-    """a reply of one or two words"""
-    return sum(0 < len(words(reply)) < 3 for reply in dialogue.by("assistant"))
-
-
-_LAST_QUESTION = re.compile(r"[^.!?。！？\n]*[?？]\s*\Z")
 _ADDRESSES = re.compile(r"\b(?:you|your|we|i|anything)\b|[你您]|吗|呢", re.IGNORECASE)
-_QUOTED_OR_LISTED = re.compile(r"""\s*(?:[-*•"“'「]|\d+[.)]|\Z)""")
 
 
-def asks_back(dialogue: Dialogue) -> int:
-    """the assistant ends its reply by asking the human something"""
-    return sum(_ends_asking(_prose(reply)) for reply in dialogue.by("assistant"))
-
-
-def _ends_asking(text: str) -> bool:
-    if not text.rstrip().endswith(("?", "？")):
+def asks_back(text: str) -> bool:
+    """It ends by asking the human something; quoted and listed questions don't count."""
+    text = _prose(text).rstrip()
+    if not text.endswith(("?", "？")):
         return False
-    asked = _LAST_QUESTION.search(text)[0]
-    line = text.rstrip()[text.rstrip().rfind("\n") + 1 :]
-    return bool(_ADDRESSES.search(asked)) and not _QUOTED_OR_LISTED.match(line)
+    asked = _SENTENCE_END.split(text[:-1])[-1]
+    listed = re.match(r"\s*(?:[-*•\"“'「]|\d+[.)])", text[text.rfind("\n") + 1 :])
+    return bool(_ADDRESSES.search(asked)) and not listed
 
 
 _MODEL = (
     r"(?:ai|artificial intelligence|(?:ai )?language model|chatbot|virtual assistant"
-    r"|computer program)"
-    r"(?: (?:language model|chatbot|assistant|program|model|system))*"
+    r"|computer program)(?: (?:language model|chatbot|assistant|program|model|system))*"
 )
 _MODEL_ZH = (
     r"(?:一[个名款种位])?(?:由[^，。\n]{1,12}的)?(?:大型|大|智能)?(?:ai|人工智能|语言模型|聊天机器人)"
@@ -334,7 +249,6 @@ _AS_AN_AI = re.compile(
     rf"|作为{_MODEL_ZH}[，,、我]|我(?:只|仅仅|仅)?是{_MODEL_ZH}(?=[，,。！!；\s]|\Z|而|没有|无法|不)",
     re.IGNORECASE,
 )
-
 _MODEL_MARKS = (
     " ai",
     "artificial",
@@ -347,25 +261,18 @@ _MODEL_MARKS = (
 )
 
 
-def as_an_ai(dialogue: Dialogue) -> int:
-    """the assistant speaks of itself "as an AI language model" (English, Chinese)"""
-    return sum(
-        any(map(reply.lower().__contains__, _MODEL_MARKS)) and bool(_AS_AN_AI.search(_prose(reply)))
-        for reply in dialogue.by("assistant")
-    )
+def as_an_ai(text: str) -> bool:
+    """Its writer speaks of itself "as an AI language model"."""
+    return _any_in(_MODEL_MARKS, text.lower()) and bool(_AS_AN_AI.search(_prose(text)))
 
 
-_DO = (
-    r"(?:help|assist|provide|answer|fulfil|fulfill|comply|support|give|offer|engage|condone|"
-    r"encourage|recommend|advise|discuss|create|write|generate|share|do that|do this|continue|"
-    r"participate|facilitate|promote|suggest|respond|complete|process|tell you|teach|show you)"
-)
-_CANNOT = (
-    r"(?:can't|cannot|can not|won't|will not|must decline|have to decline|refuse|"
-    r"(?:'m| am) (?:unable|not able|not going|not allowed)(?: to)?)"
-)
 _REFUSAL = re.compile(
-    rf"\bi ?{_CANNOT}(?: to)?(?: be able to)?(?: in good conscience)?(?: {_DO})\b"
+    r"\bi ?(?:can't|cannot|can not|won't|will not|must decline|have to decline|refuse"
+    r"|(?:'m| am) (?:unable|not able|not going|not allowed))"
+    r"(?: to)?(?: be able to)?(?: in good conscience)? (?:help|assist|provide|answer|fulfill?"
+    r"|comply|support|give|offer|engage|condone|encourage|recommend|advise|discuss|create|write"
+    r"|generate|share|do th[ai][ts]|continue|participate|facilitate|promote|suggest|respond"
+    r"|complete|process|tell you|teach|show you)\b"
     r"(?! (?:but|myself|it|feeling|laughing|smiling|wondering|thinking|noticing)\b)"
     r"(?![^.!?\n]*\b(?:enough|highly)\b)"
     r"|\bi(?:'m| am) sorry,? but i ?(?:can't|cannot|won't|'m unable|am unable|must)\b"
@@ -374,18 +281,18 @@ _REFUSAL = re.compile(
     r"(?:提供|协助|帮助|回答|帮[您你]|支持|满足|参与|鼓励)",
     re.IGNORECASE,
 )
-
-_REFUSAL_MARKS = ("can't", "cannot", "can not", "won't", "will not", "decline", "refuse", "sorry",
-                  "unable", "i'm not", "i am not", "我")  # fmt: skip
+_REFUSAL_MARKS = ("n't", "not", "decline", "refuse", "unable", "我")
 
 
-def refusal(dialogue: Dialogue) -> int:
-    """a reply opens by declining (English, Chinese); wanted for unsafe requests only"""
-    openings = (_prose(reply[:400]) for reply in dialogue.by("assistant"))
-    return sum(
-        any(map(text.lower().__contains__, _REFUSAL_MARKS)) and bool(_REFUSAL.search(text))
-        for text in openings
-    )
+def refuses(text: str) -> bool:
+    """It declines within its first 400 characters (English, Chinese)."""
+    text = _prose(text[:400])
+    return _any_in(_REFUSAL_MARKS, text.lower()) and bool(_REFUSAL.search(text))
+
+
+def _any_in(marks: tuple[str, ...], text: str) -> bool:
+    """Whether any mark occurs: a quick look before a slow pattern."""
+    return any(map(text.__contains__, marks))
 
 
 _COMMON = {
@@ -396,36 +303,22 @@ _COMMON = {
     "pt": "o os as uma é que para com não por se do da em mais como mas são ao você",
     "it": "il gli della che di è per una con non sono del si più anche come nel questo alla ma",
 }
-_LANGUAGE_OF = {
-    word: language for language, text in reversed(_COMMON.items()) for word in text.split()
-}
+_LANGUAGE_OF = {word: name for name, text in reversed(_COMMON.items()) for word in text.split()}
 _ENGLISH = frozenset(_COMMON["en"].split())
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _NOT_LATIN = re.compile(r"[\u0370-\u1cff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 
 
-def other_language(expected: str = "en") -> Callable[[Dialogue], int]:
-    """A defect: messages in another language than `expected` ("en" or "zh").
-
-    By script, and for Latin script by the commonest words of six languages. It cannot tell
-    Chinese from Japanese written in kanji, sees no Latin-script language but those six, and gives
-    texts under 12 words, quotations and code the benefit of the doubt.
-    """
-    wrong = _not_chinese if expected == "zh" else _not_english
-
-    def other(dialogue: Dialogue) -> int:
-        return sum(wrong(_prose(message.content)) for message in dialogue.messages)
-
-    other.__doc__ = f"a message is in another language than {expected}"
-    return other
-
-
-def _not_chinese(text: str) -> bool:
+def not_chinese(text: str) -> bool:
+    """Twenty letters or more outside code, and hardly any is a Chinese character."""
+    text = _prose(text)
     num_letters = sum(map(str.isalpha, text))
     return num_letters >= 20 and len(_HAN.findall(text)) < 0.1 * num_letters
 
 
-def _not_english(text: str) -> bool:
+def not_english(text: str) -> bool:
+    """Most letters are not Latin, or its common words are those of fr, es, de, pt or it."""
+    text = _prose(text)
     if not text.isascii():
         num_letters = sum(map(str.isalpha, text))
         if num_letters >= 8 and len(_NOT_LATIN.findall(text)) > 0.5 * num_letters:
@@ -436,12 +329,13 @@ def _not_english(text: str) -> bool:
     hits = Counter(map(_LANGUAGE_OF.get, said))
     del hits[None]
     language, times = max(hits.items(), key=lambda hit: hit[1], default=("en", 0))
-    if language == "en" or times < 0.15 * len(said) or times < 2 * hits["en"]:
+    if language == "en" or times < max(0.15 * len(said), 2 * hits["en"]):
         return False
     return sum(_LANGUAGE_OF.get(word) == language for word in set(said)) >= 3  # "os", in code
 
 
-_EMAIL = re.compile(r"[\w.+-]+@((?:[\w-]+\.)+[a-z]{2,})\b", re.IGNORECASE)
+_EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[\w-]+\.)+[a-z]{2,})\b", re.IGNORECASE)
+_EXAMPLE_DOMAIN = re.compile(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid)$", re.IGNORECASE)
 _PHONE = re.compile(
     r"(?<![a-zA-Z0-9_.+-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,3}"
     r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}|1[3-9]\d{9})(?![a-zA-Z0-9_-])"
@@ -465,7 +359,7 @@ def personal_data(text: str) -> Iterator[tuple[str, str]]:
     """
     if "@" in text:
         for found in _EMAIL.finditer(text):
-            if not re.search(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid)$", found[1].lower()):
+            if not _EXAMPLE_DOMAIN.search(found[1]):
                 yield "e-mail", found[0]
     if _DIGIT.search(text):
         cards = [found[0] for found in _CARD.finditer(text) if _luhn(found[0])]
@@ -473,10 +367,8 @@ def personal_data(text: str) -> Iterator[tuple[str, str]]:
         for found in _PHONE.finditer(text):
             if not _FICTIONAL.search(found[0]) and not any(found[0] in card for card in cards):
                 yield "phone", found[0]
-        for found in _IP.finditer(text):
-            if _is_public(found[0]):
-                yield "ip", found[0]
-    if any(map(text.__contains__, _KEY_MARKS)):
+        yield from (("ip", found[0]) for found in _IP.finditer(text) if _is_public(found[0]))
+    if _any_in(_KEY_MARKS, text):
         yield from (("key", found[0]) for found in _KEY.finditer(text))
 
 
@@ -494,39 +386,107 @@ def _is_public(address: str) -> bool:
         return False
 
 
-def has_personal_data(dialogue: Dialogue) -> int:
-    """strings shaped like an e-mail, phone, card, IP address or key"""
-    return sum(len(list(personal_data(message.content))) for message in dialogue.messages)
+# ---- defects of a dialogue ----------------------------------------------------------------------
 
 
-def repaired(dialogue: Dialogue) -> int:
-    """the transcript it was parsed from had faults (missing tags, an unanswered question…)"""
-    return len(getattr(dialogue, "repairs", ()))
+def _role_order(dialogue: Dialogue) -> int:
+    roles = [message.role for message in dialogue.messages]
+    roles = roles[1:] if roles[:1] == ["system"] else roles
+    return int(not roles or roles != ["user", "assistant"] * (len(roles) // 2))
 
 
-DEFECTS: dict[str, Callable[[Dialogue], int]] = {
-    "failed": failed, "role_order": role_order, "empty_turn": empty_turn,
-    "dangling_tag": dangling_tag, "both_voices": both_voices,
-    "broken_characters": broken_characters, "cut_reply": cut_reply,
-    "unfinished_sentence": unfinished_sentence, "open_code": open_code, "loop": loop,
-    "question_repeated": question_repeated, "reply_repeated": reply_repeated,
-    "short_reply": short_reply, "asks_back": asks_back, "as_an_ai": as_an_ai, "refusal": refusal,
-    "other_language": other_language("en"), "personal_data": has_personal_data,
-    "repaired": repaired,
-}  # fmt: skip
+def _question_repeated(dialogue: Dialogue) -> int:
+    asked = [words(question) for question in dialogue.by("user")]
+    return sum(any(_alike(a, b) for b in asked[:i]) for i, a in enumerate(asked) if a)
 
 
-def defects(
-    dialogue: Dialogue, checks: dict[str, Callable[[Dialogue], int]] = DEFECTS
-) -> Counter[str]:
+def _reply_repeated(dialogue: Dialogue) -> int:
+    times, earlier, question = 0, [], ()
+    for message in dialogue.messages:
+        said = words(message.content)
+        if message.role != "assistant":
+            question = said
+            continue
+        times += len(said) >= 4 and any(_alike(said, other) for other in (*earlier, question))
+        earlier.append(said)
+    return times
+
+
+def _alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """The same words, or, from ten words on, nine tenths of them in common and about as many."""
+    if a == b:
+        return True
+    shorter, longer = sorted((len(a), len(b)))
+    if shorter < 10 or shorter < 0.8 * longer:
+        return False
+    one, other = set(a), set(b)
+    return len(one & other) >= 0.9 * len(one | other)
+
+
+_BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|Ã[\x80-\xbf]|â€[™œ\x9d˜“”]")
+
+
+def _known(attribute: str) -> Defect:
+    """How many of something the ledger recorded; 0 for a dialogue from elsewhere."""
+    return lambda dialogue: len(getattr(dialogue, attribute, ()))
+
+
+def _messages(rule: Callable[[str], Any]) -> Defect:
+    return lambda dialogue: sum(bool(rule(message.content)) for message in dialogue.messages)
+
+
+def _replies(rule: Callable[[str], Any]) -> Defect:
+    return lambda dialogue: sum(bool(rule(reply)) for reply in dialogue.by("assistant"))
+
+
+def other_language(expected: str = "en") -> Defect:
+    """A defect: messages in another language than `expected` ("en" or "zh").
+
+    By script, and for Latin script by the commonest words of six languages. It cannot tell
+    Chinese from Japanese written in kanji, sees no Latin-script language but those six, and gives
+    texts under 12 words, quotations and code the benefit of the doubt.
+    """
+    return _messages(not_chinese if expected == "zh" else not_english)
+
+
+_TABLE: tuple[tuple[str, str, Defect], ...] = (
+    ("failed", "the collector could not finish it",
+     lambda dialogue: int(getattr(dialogue, "status", "ok") != "ok")),
+    ("role_order", "roles do not alternate from a question to a reply", _role_order),
+    ("empty_turn", "a message says nothing", _messages(lambda text: not text.strip())),
+    ("dangling_tag", "a message ends on a speaker's tag", _messages(dangles)),
+    ("both_voices", "one message speaks for both, or shows a tag", _messages(speaks_for_both)),
+    ("broken_characters", "characters lost in decoding, or control characters",
+     _messages(_BROKEN.search)),
+    ("cut_reply", "a reply was cut by max_tokens", _known("cut_turns")),
+    ("unfinished", "a long reply stops without an end (a guess)", _replies(stops_midway)),
+    ("open_code", "a code fence is not closed", _messages(lambda text: text.count("```") % 2)),
+    ("loop", "a reply goes round in circles", _replies(loops)),
+    ("question_repeated", "the human asks nearly the same again", _question_repeated),
+    ("reply_repeated", "a reply again, or only an echo of its question", _reply_repeated),
+    ("short_reply", "a reply of one or two words",
+     _replies(lambda text: 0 < len(words(text)) < 3)),
+    ("asks_back", "a reply ends by asking the human something", _replies(asks_back)),
+    ("as_an_ai", "the assistant speaks of itself as an AI model", _replies(as_an_ai)),
+    ("refusal", "a reply declines; right for unsafe requests only", _replies(refuses)),
+    ("other_language", "a message is not in English", other_language("en")),
+    ("personal_data", "strings shaped like an e-mail, phone, card, IP address or key",
+     lambda d: sum(len(list(personal_data(message.content))) for message in d.messages)),
+    ("repaired", "the transcript it was parsed from had faults", _known("repairs")),
+)  # fmt: skip
+DEFECTS: dict[str, Defect] = {name: defect for name, _, defect in _TABLE}
+_MEANING = {name: meaning for name, meaning, _ in _TABLE}
+
+
+def defects(dialogue: Dialogue, checks: dict[str, Defect] = DEFECTS) -> Counter[str]:
     """The defects of one dialogue: name -> how often."""
     return Counter({name: times for name, check in checks.items() if (times := check(dialogue))})
 
 
 def count_defects(
-    dialogues: Iterable[Dialogue], checks: dict[str, Callable[[Dialogue], int]] = DEFECTS
+    dialogues: Iterable[Dialogue], checks: dict[str, Defect] = DEFECTS
 ) -> list[dict[str, Any]]:
-    """One row a defect: what it is, dialogues with it, their share, times, an example's id."""
+    """One row a defect: its meaning, dialogues with it, their share, times, an example's id."""
     affected, times, example, total = Counter(), Counter(), {}, 0
     for dialogue in dialogues:
         total += 1
@@ -538,7 +498,8 @@ def count_defects(
     return [
         {
             "defect": name, "dialogues": affected[name], "share": affected[name] / max(total, 1),
-            "times": times[name], "meaning": check.__doc__ or "", "example": example.get(name, ""),
+            "times": times[name], "meaning": _MEANING.get(name, ""),
+            "example": example.get(name, ""),
         }
-        for name, check in checks.items()
+        for name in checks
     ]  # fmt: skip

@@ -12,6 +12,7 @@ A line that cannot be read is never passed over in silence: it is named with its
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,21 +161,22 @@ def _read_row(row: Any) -> Collected:
         dialogue = from_sharegpt(row)
     elif "input" in row and "messages" not in row:
         dialogue, repairs = from_baize_record(row)
-    elif row.get("status", "ok") == "ok":
-        dialogue = from_chat(row)
     else:
-        dialogue = from_chat({**row, "messages": row.get("messages") or []})
-    messages = tuple(_checked(message) for message in dialogue.messages)
+        unfinished = row.get("status", "ok") != "ok" and not row.get("messages")
+        dialogue = from_chat(row | {"messages": []} if unfinished else row)
     calls = [call for call in row.get("calls") or () if isinstance(call, dict)]
+    tokens: Counter[str] = Counter()
+    for call in calls:
+        tokens[str(call.get("role"))] += _usage(call).output
     return Collected(
-        messages, dialogue.id, dialogue.seed, dialogue.source,
+        tuple(map(_checked, dialogue.messages)), dialogue.id, dialogue.seed, dialogue.source,
         status=str(row.get("status", "ok")), reason=str(row.get("reason") or ""),
-        usage=_usage(row.get("usage")), cost_usd=float(row.get("cost_usd") or 0),
-        tokens=_tokens_by_role(calls), cut_turns=_cut_turns(row, calls, dialogue.num_turns),
-        repairs=repairs,
+        usage=_usage(row), cost_usd=sum(float(row.get(k) or 0) for k in _COSTS), tokens=tokens,
+        cut_turns=_cut_turns(row, calls, dialogue.num_turns), repairs=repairs,
     )  # fmt: skip
 
 
+_COSTS = ("cost_usd", "uncertain_usd")  # the second: calls that may have been billed
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -186,29 +188,20 @@ def _checked(message: Message) -> Message:
     return Message(message.role, _LONE_SURROGATE.sub("\ufffd", message.content))
 
 
-def _usage(counts: Any) -> Usage:
-    counts = counts if isinstance(counts, dict) else {}
+def _usage(row: dict[str, Any]) -> Usage:
+    counts = row["usage"] if isinstance(row.get("usage"), dict) else {}
     return Usage(*(int(counts.get(key) or 0) for key in ("input", "cached_input", "output")))
 
 
-def _tokens_by_role(calls: list[dict[str, Any]]) -> dict[str, int]:
-    tokens: dict[str, int] = {}
-    for call in calls:
-        if call.get("role") in ("user", "assistant"):
-            tokens[call["role"]] = tokens.get(call["role"], 0) + _usage(call.get("usage")).output
-    return tokens
-
-
 def _cut_turns(row: dict[str, Any], calls: list[dict[str, Any]], num_turns: int) -> tuple[int, ...]:
-    cut = {
-        int(call["turn"])
-        for call in calls
-        if call.get("finish_reason") == "length" and call.get("role") == "assistant"
-        and isinstance(call.get("turn"), int)
-    }  # fmt: skip
     if not calls and row.get("finish_reason") == "length":
-        cut = {num_turns - 1}
-    return tuple(sorted(cut))
+        return (num_turns - 1,)
+    return tuple(
+        call["turn"]
+        for call in calls
+        if (call.get("role"), call.get("finish_reason")) == ("assistant", "length")
+        and isinstance(call.get("turn"), int)
+    )
 
 
 _WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {

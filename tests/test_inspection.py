@@ -53,7 +53,7 @@ FOUND = {
     "broken_characters": [reply("caf\ufffd"), reply("donâ€™t"), reply("CafÃ© au lait"),
                           reply("a\x00b")],
     "cut_reply": [talk("Hi", "Hello th", cut_turns=(0,))],
-    "unfinished_sentence": [reply(LONG), reply(LONG + ", and")],
+    "unfinished": [reply(LONG), reply(LONG + ", and")],
     "open_code": [reply("```python\nprint(1)")],
     "loop": [
         reply("I like to eat apples. " * 3), reply("the cat sat on the mat and " * 8),
@@ -125,7 +125,7 @@ LET_PASS = {
     ],
     "broken_characters": [reply("café, naïve, 你好 — “so”…"), reply("NÃO é\tisso\n")],
     "cut_reply": [talk("Hi", "Hello th")],
-    "unfinished_sentence": [
+    "unfinished": [
         reply(LONG + "."), reply("Paris"), reply(LONG + ":\n- rye\n- spelt flour"),
         reply(LONG + ".\n\ndef f(x):\n    return x"), reply(LONG + "\n```\nx\n```"),
     ],
@@ -190,9 +190,8 @@ def test_no_defect_is_seen_in_its_look_alikes(name):
     assert [d.by("assistant") for d in LET_PASS[name] if DEFECTS[name](d)] == []
 
 
-@pytest.mark.parametrize("name", DEFECTS)
-def test_each_defect_says_what_it_is(name):
-    assert DEFECTS[name].__doc__
+def test_each_defect_says_what_it_is():
+    assert all(row["meaning"] for row in count_defects([]))
 
 
 @settings(deadline=None)
