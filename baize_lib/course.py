@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, Run, check_environment, open_run, runs_dir
-from baize_lib.corpus import read_ledger
+from baize_lib.corpus import read_dialogues
 from baize_lib.files import write_atomic
 
 __all__ = ["Executed", "execute", "receipt", "index_page", "main"]
@@ -90,7 +90,7 @@ def _title(notebook: Any) -> str:
 def _spent(run: Run) -> float:
     if not run.ledger.is_file():
         return 0.0
-    return sum(record.get("cost_usd") or 0.0 for record in read_ledger(run.ledger))
+    return sum(dialogue.cost_usd for dialogue in read_dialogues(run.ledger, statuses=None))
 
 
 def index_page(done: Sequence[Executed], printed: str) -> str:
@@ -132,17 +132,17 @@ def _collected(run: Run) -> list[tuple[str, str]]:
 
     if not run.ledger.is_file():
         return [("dialogues", "– (notebook 02 has not run)")]
-    records = list(read_ledger(run.ledger))
-    usage = sum((Usage(**record["usage"]) for record in records), Usage())
-    ok = sum(record["status"] == "ok" for record in records)
+    collected = list(read_dialogues(run.ledger, statuses=None))
+    usage = sum((dialogue.usage for dialogue in collected), Usage())
+    ok = sum(dialogue.status == "ok" for dialogue in collected)
     card = _read(run.corpus_dir / "card.json")
     kept = f"{card['kept']} kept, {ok - card['kept']} dropped" if card else "– (03 has not run)"
     costs = ", ".join(f"${bill.usd:.4f} at {bill.model}" for bill in shadow_cost(usage))
     return [
-        ("seeds", f"{len({record['seed']['id'] for record in records})}"),
-        ("dialogues", f"{ok} collected, {kept}"),
+        ("seeds", f"{len({dialogue.seed for dialogue in collected})}"),
+        ("dialogues", f"{ok} finished, {kept}"),
         ("teacher's tokens", f"{usage.input:,} in, {usage.output:,} out"),
-        ("spent", f"${sum(record['cost_usd'] for record in records):.4f}"),
+        ("spent", f"${sum(dialogue.cost_usd for dialogue in collected):.4f}"),
         ("would have cost", costs),
     ]
 
