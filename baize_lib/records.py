@@ -47,7 +47,8 @@ class Collected(Dialogue):
 
     Attributes:
         usage: tokens billed for it, all calls together.
-        tokens: role -> tokens written by that role's calls; empty if the ledger has no calls.
+        tokens: role -> tokens its calls wrote (a first question that is the seed cost none);
+            empty if the ledger has no calls.
         cut_turns: turns (from 0) whose reply was cut by `max_tokens`.
         repairs: what the parser had to mend in the transcript it came from.
     """
@@ -86,13 +87,16 @@ def read_dialogues(
             if isinstance(row, Exception):
                 raise row
             dialogue = _read_row(row)
-        except (BaizeError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except _UNREADABLE as error:
             faults.append(f"{path}:{line}: {error or type(error).__name__}")
             continue
         if statuses is None or dialogue.status in statuses:
             yield dialogue
     if faults and unreadable is None:
         warnings.warn(f"{len(faults)} unreadable lines, first {faults[0]}", stacklevel=2)
+
+
+_UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def read_ledger(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -164,15 +168,14 @@ def _read_row(row: Any) -> Collected:
     else:
         unfinished = row.get("status", "ok") != "ok" and not row.get("messages")
         dialogue = from_chat(row | {"messages": []} if unfinished else row)
-    calls = [call for call in row.get("calls") or () if isinstance(call, dict)]
     tokens: Counter[str] = Counter()
-    for call in calls:
-        tokens[str(call.get("role"))] += _usage(call).output
+    for call in row.get("calls") or ():
+        tokens[call["role"]] += _usage(call).output
     return Collected(
         tuple(map(_checked, dialogue.messages)), dialogue.id, dialogue.seed, dialogue.source,
         status=str(row.get("status", "ok")), reason=str(row.get("reason") or ""),
         usage=_usage(row), cost_usd=sum(float(row.get(k) or 0) for k in _COSTS), tokens=tokens,
-        cut_turns=_cut_turns(row, calls, dialogue.num_turns), repairs=repairs,
+        cut_turns=_cut_turns(row, dialogue.num_turns), repairs=repairs,
     )  # fmt: skip
 
 
@@ -193,15 +196,11 @@ def _usage(row: dict[str, Any]) -> Usage:
     return Usage(*(int(counts.get(key) or 0) for key in ("input", "cached_input", "output")))
 
 
-def _cut_turns(row: dict[str, Any], calls: list[dict[str, Any]], num_turns: int) -> tuple[int, ...]:
-    if not calls and row.get("finish_reason") == "length":
-        return (num_turns - 1,)
-    return tuple(
-        call["turn"]
-        for call in calls
-        if (call.get("role"), call.get("finish_reason")) == ("assistant", "length")
-        and isinstance(call.get("turn"), int)
-    )
+def _cut_turns(row: dict[str, Any], num_turns: int) -> tuple[int, ...]:
+    """Which replies were cut; a ledger without a reason a reply speaks of the last one only."""
+    last_only = ["stop"] * (num_turns - 1) + [row.get("finish_reason")]
+    reasons = row.get("finish_reasons") or last_only
+    return tuple(i for i, reason in enumerate(reasons) if reason in ("length", "content_filter"))
 
 
 _WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {

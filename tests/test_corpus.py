@@ -38,11 +38,12 @@ def ledger_row(**changes) -> dict:
         "id": "a-1", "seed": {"id": "s1", "text": "tea", "source": "general"}, "strategy": "turns",
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
                      {"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes,"}],
-        "teacher": {"model": "m", "params": {}}, "cost_usd": 0.25, "finish_reason": "stop",
-        "usage": {"input": 70, "cached_input": 3, "output": 9}, "status": "ok", "reason": "",
+        "teacher": {"model": "m", "params": {}}, "cost_usd": 0.25, "finish_reason": "length",
+        "finish_reasons": ["stop", "length"], "status": "ok", "reason": "",
+        "usage": {"input": 70, "cached_input": 3, "output": 9},
         "attempt": 1, "created": "2026-01-01T00:00:00Z",
         "calls": [
-            {"role": "user", "turn": 0, "usage": {"output": 2}, "finish_reason": "stop"},
+            {"role": "user", "turn": 1, "usage": {"output": 2}, "finish_reason": "stop"},
             {"role": "assistant", "turn": 0, "usage": {"output": 3}, "finish_reason": "stop"},
             {"role": "assistant", "turn": 1, "usage": {"output": 4}, "finish_reason": "length"},
         ],
@@ -72,8 +73,8 @@ def test_a_ledger_line_brings_its_tokens_cost_and_cut_replies(tmp_path):
 
 
 def test_one_call_cut_short_cuts_the_last_reply(tmp_path):
-    row = ledger_row(strategy="transcript", finish_reason="length")
-    del row["calls"]
+    row = ledger_row(strategy="transcript", calls=[])
+    del row["finish_reasons"]
     (dialogue,) = read_dialogues(write(tmp_path / "l.jsonl", row))
     assert dialogue.cut_turns == (1,)
 
@@ -181,7 +182,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
         st.sampled_from(["messages", "conversations", "input", "role", "content", "from", "value",
-                         "calls", "usage", "status", "cost_usd", "seed", "turn"]),
+                         "calls", "usage", "status", "cost_usd", "seed", "finish_reasons"]),
         inner, max_size=4,
     ),
     max_leaves=12,
