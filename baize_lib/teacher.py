@@ -185,6 +185,7 @@ class Teacher:
 
     Attributes:
         errors: failed attempts by kind, retried ones included.
+        is_local: it is the embedded model, whose server takes `grammar` and `repeat_penalty`.
     """
 
     def __init__(
@@ -201,6 +202,8 @@ class Teacher:
         backoff: float = 0.5,
     ) -> None:
         self.model = model
+        self.is_local = model == "embedded"
+        self.max_concurrency = max_concurrency
         self.price = price or price_of(model)
         self.budget = budget or Budget()
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
