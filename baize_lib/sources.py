@@ -186,7 +186,11 @@ def _read_table(file: IO[bytes], place: str, tally: Tally) -> _Rows:
     lines = _lines(file)
     _, header = next(lines, (0, ""))
     delimiter = max(",\t;", key=header.count)
-    names = next(csv.reader([header.strip()], delimiter=delimiter), [])
+    try:
+        names = next(csv.reader([header.strip()], delimiter=delimiter), [])
+    except csv.Error as error:
+        tally.broken(f"{place}:1", error)
+        return
     if not _columns({name.strip().lower() for name in names}):
         tally.broken(f"{place}:1", f"no column question, text or title in {header.strip()[:80]!r}")
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from baize_lib import sources
@@ -300,6 +300,8 @@ def test_a_damaged_archive_is_reported_and_the_others_are_read(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
+@example(".csv", b"question,text\rWhy is it so?\r", b"")
+@example(".tsv", b'question\n"a\n', b'b\n"c"d\n')
 @given(
     st.sampled_from([".xml", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".csv.gz", ".zip"]),
     st.sampled_from([b"", b"<posts><row ", b"question,text\n", b'{"items": [', b"<Document>"]),
