@@ -159,7 +159,7 @@ def apply_filters(
 
 def opening(dialogue: Dialogue) -> str:
     """The first question and reply: what near-duplicates are compared by."""
-    return "\n".join(message.content for message in dialogue.messages[:2])
+    return "\n".join((*dialogue.by("user")[:1], *dialogue.by("assistant")[:1]))
 
 
 def split(

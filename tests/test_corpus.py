@@ -289,6 +289,14 @@ def test_a_dialogue_cut_in_its_first_reply_is_left_for_the_filter():
     assert +corpus.apply_filters([cut]).dropped == {"cut_reply": 1}
 
 
+def test_a_system_message_counts_neither_as_a_turn_nor_as_the_opening():
+    system = Message("system", "Be kind.")
+    led = Collected((system, *talk("Hi", "Hello.", "Tea?", "Yes,").messages), cut_turns=(1,))
+    assert corpus.whole_turns(led).messages == (system, *talk("Hi", "Hello.").messages)
+    assert corpus.opening(led) == "Hi\nHello."
+    assert corpus.apply_filters([corpus.whole_turns(led)]).dropped.total() == 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(corpus_of(40)), max_size=30))
 def test_every_dialogue_is_either_kept_or_charged_once(dialogues):
