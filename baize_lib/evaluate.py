@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from baize_lib.checks import CHECKS, Verdict, check, check_errors
 from baize_lib.config import BaizeError, data_dir
@@ -31,7 +31,7 @@ from baize_lib.dialogue import AI_TAG, HUMAN_TAG, Message
 from baize_lib.files import read_jsonl, sha256_of, text_hash
 
 __all__ = [
-    "Prompt", "load_prompts", "Attempt", "Chat", "ask", "ask_teacher", "read_attempts",
+    "Prompt", "load_prompts", "Attempt", "ask", "ask_teacher", "read_attempts",
     "first_attempts", "grade", "verdict_table", "score_table", "health", "repetition",
 ]  # fmt: skip
 
@@ -99,12 +99,6 @@ class Attempt:
         if self.number == 1:
             return "first attempt" if self.of == 1 else f"first attempt of {self.of}"
         return f"picked, attempt {self.number} of {self.of}"
-
-
-class Chat(Protocol):
-    """What `ask` needs of a chat model; `chat.ChatModel` has it."""
-
-    def reply_batch(self, batch: Sequence[Sequence[Message]], **options: Any) -> Sequence[Any]: ...
 
 
 # ---- The log
@@ -185,7 +179,7 @@ def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def ask(
-    chat: Chat,
+    chat: Any,
     prompts: Sequence[Prompt],
     models: Sequence[str] = ("base", "tuned"),
     *,
@@ -198,6 +192,7 @@ def ask(
     """Ask each model each prompt; what is in the log already is not asked again.
 
     Args:
+        chat: a `chat.ChatModel`.
         models: names the chat model knows, such as "base" and "tuned".
         attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
         sampling: passed on to `chat.reply_batch` (max_tokens, temperature…) and logged.

@@ -33,7 +33,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,7 +65,6 @@ class Outcome:
     stderr: str
     files: dict[str, str]
     guards: tuple[str, ...]
-    seconds: float
 
 
 def run_code(
@@ -91,34 +89,27 @@ def run_code(
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         for name, text in (files or {}).items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
-        started = time.monotonic()
-        code_or_none, stdout, stderr = _spawn(spec, folder, limits.seconds)
-        seconds = time.monotonic() - started
-        first_line, _, stdout = stdout.partition("\n")
-        if code_or_none is not None and not first_line.startswith("["):
+        ended, stdout, stderr = _spawn(spec, folder, limits.seconds)
+        guards, _, stdout = stdout.partition("\n")
+        if ended != "timeout" and not guards.startswith("["):
             from baize_lib.config import BaizeError
 
             raise BaizeError(
                 f"the sandbox could not start, so nothing was run ({stderr.strip()[-300:]}): "
                 "use a Python that other users can read, or skip the code checks"
             )
-        guards = tuple(json.loads(first_line)) if first_line.startswith("[") else ()
-        return Outcome(
-            _ended(code_or_none), stdout[:_MAX_OUTPUT], stderr[-_MAX_OUTPUT:],
-            dict(_texts_in(folder)), guards, seconds,
-        )  # fmt: skip
+        stdout, stderr = stdout[:_MAX_OUTPUT], stderr[-_MAX_OUTPUT:]
+        in_force = tuple(json.loads(guards or "[]"))
+        return Outcome(ended, stdout, stderr, dict(_texts_in(folder)), in_force)
 
 
-def _spawn(spec: dict[str, Any], folder: str, seconds: float) -> tuple[int | None, str, str]:
-    """Exit code (None: out of time), stdout and stderr. Output goes to files, whose size is
-    limited, not to pipes, which a flood could fill."""
+def _spawn(spec: dict[str, Any], folder: str, seconds: float) -> tuple[str, str, str]:
+    """How it ended, stdout and stderr. They are files, whose size is limited, and no pipes, which
+    a flood could fill."""
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(Path(__file__).resolve())]
     windows = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if sys.platform == "win32" else {}
-    with (
-        tempfile.TemporaryFile() as given,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
+    with contextlib.ExitStack() as stack:
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write(json.dumps(spec).encode())
         given.seek(0)
         process = subprocess.Popen(
@@ -131,7 +122,10 @@ def _spawn(spec: dict[str, Any], folder: str, seconds: float) -> tuple[int | Non
             code = None
         finally:
             _kill_group(process)
-        return code, *(_read_back(file) for file in (out, err))
+        for file in (out, err):
+            file.seek(0)
+        texts = (file.read(2_000_000).decode("utf-8", "replace") for file in (out, err))
+        return _ended(code), *texts
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -143,11 +137,6 @@ def _kill_group(process: subprocess.Popen) -> None:
     else:
         process.kill()
     process.wait()
-
-
-def _read_back(file: Any) -> str:
-    file.seek(0)
-    return file.read(2_000_000).decode("utf-8", "replace")
 
 
 def _ended(code: int | None) -> str:
