@@ -1,5 +1,4 @@
-"""What the two sides of a self-chat are told, in English and Chinese, and how the human's questions
-are read.
+"""The settings of a self-chat, what its two sides are told, and how the human's questions are read.
 
 The assistant gets a short system prompt by domain. The human is played by a call that sees two
 examples and the conversation so far, and writes one more question. A teacher that is weak is held
@@ -13,11 +12,16 @@ True
 """
 
 import re
+from dataclasses import dataclass
+from typing import Any
+
+from baize_lib.config import BaizeError
+from baize_lib.sources import Seed
 
 __all__ = [
-    "LANGUAGES", "DOMAINS", "domain_of", "assistant", "transcript", "question_messages",
-    "clean_question", "says_end", "same_question", "shares_a_word", "QUESTION_GRAMMAR",
-    "REPLY_GRAMMAR",
+    "Settings", "system_prompt", "transcript_request", "LANGUAGES", "DOMAINS", "domain_of",
+    "assistant", "transcript", "question_messages", "clean_question", "says_end",
+    "same_question", "shares_a_word", "QUESTION_GRAMMAR", "REPLY_GRAMMAR",
 ]  # fmt: skip
 
 LANGUAGES = ("en", "zh")
@@ -56,6 +60,49 @@ def domain_of(source: str) -> str:
         if any(name in source.lower() for name in names):
             return domain
     return "general"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How dialogues are made. A ledger remembers these and refuses to be continued with others.
+
+    Attributes:
+        max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question.
+        temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
+        domain: a key of `DOMAINS`, or "auto" to take it from each seed's source.
+        guardrail: tell the assistant to decline what would do harm.
+        system: the assistant's whole system prompt, instead of those of domain and guardrail.
+    """
+
+    strategy: str = "turns"
+    num_turns: int = 3
+    max_tokens: int = 120
+    question_tokens: int = 40
+    temperature: float | None = 0.3
+    question_temperature: float | None = 0.8
+    top_p: float | None = 0.95
+    language: str = "en"
+    domain: str = "auto"
+    guardrail: bool = False
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("strategy", ("turns", "transcript")),
+            ("language", LANGUAGES),
+            ("domain", ("auto", *DOMAINS)),
+        ):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise BaizeError(f"{name}={value!r} is not known: use one of {', '.join(allowed)}")
+        for name in ("num_turns", "max_tokens", "question_tokens"):
+            if getattr(self, name) < 1:
+                raise BaizeError(f"{name}={getattr(self, name)}: at least 1 is needed")
+
+    @property
+    def transcript_tokens(self) -> int:
+        """Cap of a whole transcript, tokens."""
+        return self.num_turns * (self.max_tokens + self.question_tokens)
 
 
 def assistant(domain: str, language: str = "en", guardrail: bool = False) -> str:
@@ -211,3 +258,21 @@ lead ::= first ([^.!?:\n] | [.!?:] [^ \n])+ ":"
 code ::= "\n```" [a-z+#]{0,10} "\n" [^`]+ "\n```"
 """,
 }
+
+
+def system_prompt(seed: Seed, settings: Settings) -> str:
+    """The assistant's system prompt for this seed."""
+    if settings.system is not None:
+        return settings.system
+    domain = domain_of(seed.source) if settings.domain == "auto" else settings.domain
+    return assistant(domain, settings.language, settings.guardrail)
+
+
+def transcript_request(seed: Seed, settings: Settings) -> dict[str, Any]:
+    """`messages`, `max_tokens` and `temperature` of the one call that writes a transcript."""
+    system = system_prompt(seed, settings)
+    task = transcript(seed.text, settings.num_turns, settings.language)
+    return {
+        "messages": [{"role": "user", "content": f"{task}\n{system}"}],
+        "max_tokens": settings.transcript_tokens, "temperature": settings.temperature,
+    }  # fmt: skip

@@ -19,70 +19,29 @@ import hashlib
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from baize_lib import prompts
+from baize_lib.bill import Forecast, Receipt, bill_by_role_and_turn, forecast
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import parse_transcript
-from baize_lib.files import read_jsonl
 from baize_lib.ledger import Ledger, Underway, check_settings, read_settings
-from baize_lib.pricing import Budget, BudgetExceeded, CostMeter, Price, Usage
+from baize_lib.pricing import Budget, BudgetExceeded, CostMeter, Usage
+from baize_lib.prompts import Settings, system_prompt, transcript_request
 from baize_lib.sources import Seed
 from baize_lib.teacher import Reply, RunStopped, Teacher, TeacherError, token_bound
 
 __all__ = [
     "Settings", "self_chat", "collect", "Receipt", "Forecast", "forecast", "bill_by_role_and_turn",
+    "claim", "ledger_line", "transcript_line",
 ]  # fmt: skip
 
 GRACE = 20.0  # seconds that answers under way are waited for when a run is stopped
 FAILURES_IN_A_ROW = 20  # so many, with nothing else between, stop a run
 QUESTION_TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How dialogues are made. A ledger remembers these and refuses to be continued with others.
-
-    Attributes:
-        max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question.
-        temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
-        domain: a key of `prompts.DOMAINS`, or "auto" to take it from each seed's source.
-        guardrail: tell the assistant to decline what would do harm.
-        system: the assistant's whole system prompt, instead of those of domain and guardrail.
-    """
-
-    strategy: str = "turns"
-    num_turns: int = 3
-    max_tokens: int = 120
-    question_tokens: int = 40
-    temperature: float | None = 0.3
-    question_temperature: float | None = 0.8
-    top_p: float | None = 0.95
-    language: str = "en"
-    domain: str = "auto"
-    guardrail: bool = False
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("strategy", ("turns", "transcript")),
-            ("language", prompts.LANGUAGES),
-            ("domain", ("auto", *prompts.DOMAINS)),
-        ):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise BaizeError(f"{name}={value!r} is not known: use one of {', '.join(allowed)}")
-        for name in ("num_turns", "max_tokens", "question_tokens"):
-            if getattr(self, name) < 1:
-                raise BaizeError(f"{name}={getattr(self, name)}: at least 1 is needed")
-
-    @property
-    def transcript_tokens(self) -> int:
-        """Cap of a whole transcript, tokens."""
-        return self.num_turns * (self.max_tokens + self.question_tokens)
 
 
 # ---- one dialogue
@@ -150,34 +109,55 @@ class _Talk:
             self.session.count_call(reply)
         return answer
 
-    def record(self, status: str, reason: str, **more: Any) -> dict[str, Any]:
-        """The ledger line."""
-        usage, settings = Usage(), self.settings
-        for call in self.calls:
-            usage += Usage(**call["usage"])
+    def line(self, status: str, reason: str, ended: str) -> dict[str, Any]:
         in_doubt = [*self.before.in_doubt, *self.in_doubt, *(c["uncertain"] for c in self.calls)]
-        uncertain_usd, uncertain_tokens = (sum(row[i] for row in in_doubt) for i in (0, 1))
+        line = ledger_line(
+            self.seed, self.teacher.model, self.settings, self.calls, in_doubt,
+            status=status, reason=reason, attempt=self.before.attempt, messages=self.messages,
+            finish_reasons=self.reasons,
+        )  # fmt: skip
         kept = ("role", "turn", "usage", "cost_usd", "finish_reason")
-        calls = [{name: call[name] for name in kept} for call in self.calls]
-        params = {
-            "temperature": settings.temperature, "top_p": settings.top_p,
-            "max_tokens": settings.max_tokens,
-        }  # fmt: skip
-        if settings.strategy == "turns":
-            params["question_temperature"] = settings.question_temperature
-            params["question_tokens"] = settings.question_tokens
-        return {
-            "id": self.seed.id, "seed": asdict(self.seed), "messages": self.messages,
-            "strategy": settings.strategy,
-            "teacher": {"model": self.teacher.model, "params": params},
-            "usage": asdict(usage),
-            "cost_usd": round(sum(call["cost_usd"] for call in self.calls), 12),
-            "uncertain_usd": round(uncertain_usd, 12), "uncertain_tokens": uncertain_tokens,
-            "finish_reason": _summary(self.reasons), "finish_reasons": self.reasons,
-            "status": status, "reason": reason, "attempt": self.before.attempt,
-            "calls": calls if settings.strategy == "turns" else [],
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **more,
-        }  # fmt: skip
+        return line | {
+            "calls": [{name: call[name] for name in kept} for call in self.calls],
+            "ended": ended,
+        }
+
+
+def ledger_line(
+    seed: Seed,
+    model: str,
+    settings: Settings,
+    calls: Sequence[Mapping[str, Any]],
+    in_doubt: Iterable[Sequence[float]] = (),
+    *,
+    status: str,
+    reason: str,
+    attempt: int,
+    messages: list[dict[str, str]],
+    finish_reasons: list[str],
+) -> dict[str, Any]:
+    """One dialogue as the ledger keeps it (a plain dict).
+
+    Args:
+        calls: each with its `usage` and `cost_usd`.
+        in_doubt: (USD, tokens) at most, for each call that may have been billed unseen.
+    """
+    usage, params = Usage(), ["temperature", "top_p", "max_tokens"]
+    for call in calls:
+        usage += Usage(**call["usage"])
+    if settings.strategy == "turns":
+        params += ["question_temperature", "question_tokens"]
+    doubts = list(in_doubt)
+    return {
+        "id": seed.id, "seed": asdict(seed), "messages": messages, "strategy": settings.strategy,
+        "teacher": {"model": model, "params": {name: getattr(settings, name) for name in params}},
+        "usage": asdict(usage), "cost_usd": round(sum(call["cost_usd"] for call in calls), 12),
+        "uncertain_usd": round(sum(usd for usd, _ in doubts), 12),
+        "uncertain_tokens": sum(tokens for _, tokens in doubts),
+        "finish_reason": _summary(finish_reasons), "finish_reasons": finish_reasons,
+        "status": status, "reason": reason, "attempt": attempt,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
 
 
 def _summary(reasons: list[str]) -> str:
@@ -208,7 +188,7 @@ async def _dialogue(talk: _Talk) -> dict[str, Any]:
     except (BudgetExceeded, RunStopped):
         raise
     except TeacherError as error:
-        return talk.record("failed", str(error))
+        return talk.line("failed", str(error), error.kind)
 
 
 async def _turns(talk: _Talk) -> dict[str, Any]:
@@ -231,8 +211,8 @@ async def _turns(talk: _Talk) -> dict[str, Any]:
                 ended = "no more questions"
                 break
     if not talk.messages:
-        return talk.record("rejected", ended, ended=ended)
-    return talk.record("ok", "", ended=ended)
+        return talk.line("rejected", ended, ended)
+    return talk.line("ok", "", ended)
 
 
 async def _next_question(talk: _Talk, turn: int) -> str:
@@ -270,123 +250,44 @@ def _held(talk: _Talk, grammars: Mapping[str, str], repeat_penalty: float) -> di
     return {"repeat_penalty": repeat_penalty} | ({"grammar": grammar} if grammar else {})
 
 
-def system_prompt(seed: Seed, settings: Settings) -> str:
-    """The assistant's system prompt for this seed."""
-    if settings.system is not None:
-        return settings.system
-    domain = prompts.domain_of(seed.source) if settings.domain == "auto" else settings.domain
-    return prompts.assistant(domain, settings.language, settings.guardrail)
-
-
-def transcript_request(seed: Seed, settings: Settings) -> dict[str, Any]:
-    """`messages`, `max_tokens` and `temperature` of the one call that writes a transcript."""
-    system = system_prompt(seed, settings)
-    task = prompts.transcript(seed.text, settings.num_turns, settings.language)
-    return {
-        "messages": [{"role": "user", "content": f"{task}\n{system}"}],
-        "max_tokens": settings.transcript_tokens, "temperature": settings.temperature,
-    }  # fmt: skip
-
-
-def transcript_record(talk: _Talk, text: str, finish_reason: str) -> dict[str, Any]:
-    """The ledger line for a transcript, with the defects its parser found."""
-    found = parse_transcript(text)
-    talk.messages = [{"role": m.role, "content": m.content} for m in found.messages]
-    replies = len(found.messages) // 2
-    cut = finish_reason == "length" and "unanswered question" not in found.defects
-    talk.reasons = ["stop"] * replies
-    if talk.reasons and finish_reason != "stop":
-        talk.reasons[-1] = finish_reason if cut or finish_reason != "length" else "stop"
-    more = {"defects": list(found.defects), "ended": finish_reason}
-    if replies:
-        return talk.record("ok", "", **more)
-    reason = f"no exchange in the transcript ({', '.join(found.defects) or finish_reason})"
-    return talk.record("rejected", reason, text=text, **more)
-
-
 async def _transcript(talk: _Talk) -> dict[str, Any]:
     request = transcript_request(talk.seed, talk.settings)
     extra = {"repeat_penalty": 1.1} if talk.teacher.is_local else None
-    text, reason = await talk.ask("transcript", 0, extra=extra, **request)
-    return transcript_record(talk, text, reason)
+    await talk.ask("transcript", 0, extra=extra, **request)
+    return transcript_line(
+        talk.seed, talk.teacher.model, talk.settings, talk.calls[0], talk.before.attempt,
+        [*talk.before.in_doubt, talk.calls[0]["uncertain"]],
+    )  # fmt: skip
+
+
+def transcript_line(
+    seed: Seed,
+    model: str,
+    settings: Settings,
+    answer: Mapping[str, Any],
+    attempt: int = 1,
+    in_doubt: Iterable[Sequence[float]] = (),
+) -> dict[str, Any]:
+    """The ledger line of a transcript, with the defects its parser found.
+
+    Args:
+        answer: `text`, `finish_reason`, `usage` and `cost_usd` of the call that wrote it.
+    """
+    found = parse_transcript(answer["text"])
+    messages = [{"role": m.role, "content": m.content} for m in found.messages]
+    last, reasons = answer["finish_reason"], ["stop"] * (len(messages) // 2)
+    if reasons and "unanswered question" not in found.defects:
+        reasons[-1] = last  # the cut fell into the last reply, not into a question after it
+    why = "" if reasons else f"no exchange in the transcript ({', '.join(found.defects) or last})"
+    line = ledger_line(
+        seed, model, settings, [answer], in_doubt, status="ok" if reasons else "rejected",
+        reason=why, attempt=attempt, messages=messages, finish_reasons=reasons,
+    )  # fmt: skip
+    unread = {} if reasons else {"text": answer["text"], "finish_reason": last}
+    return line | {"defects": list(found.defects), "ended": last} | unread
 
 
 # ---- all dialogues
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What one `collect` did. Tokens, USD and seconds are of this session alone.
-
-    Attributes:
-        already: dialogues the ledger held before; `left`: seeds not finished, to go on with.
-        replies, cut: replies made, and how many `max_tokens` cut.
-        uncertain_usd: part beyond `usd` that failed or lost calls may have cost.
-        paid_again: calls an earlier session had begun whose answers were never recorded.
-        total_usd: what the ledger holds, all sessions, doubtful calls included.
-        stopped: why it ended early: "" (it did not), "budget" or "interrupted".
-    """
-
-    ok: int
-    failed: int
-    rejected: int
-    already: int
-    left: int
-    replies: int
-    cut: int
-    calls: int
-    paid_again: int
-    usage: Usage
-    usd: float
-    uncertain_usd: float
-    total_usd: float
-    seconds: float
-    ledger: Path
-    stopped: str = ""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens written by the teacher, per second of wall time."""
-        return self.usage.output / self.seconds if self.seconds else 0.0
-
-    @property
-    def cut_share(self) -> float:
-        return self.cut / self.replies if self.replies else 0.0
-
-    def rows(self) -> list[tuple[str, str]]:
-        """(name, text) pairs, as shown."""
-        rows = [
-            ("dialogues", f"{self.ok:,}" + (f" + {self.already:,} before" * bool(self.already)))
-        ]
-        if self.failed or self.rejected:
-            rows.append(("failed, rejected", f"{self.failed:,}, {self.rejected:,}"))
-        if self.left:
-            why = f" (stopped: {self.stopped})" if self.stopped else " (retry_failed=True)"
-            rows.append(("seeds left", f"{self.left:,}{why}"))
-        rows += [
-            ("calls", f"{self.calls:,}"),
-            ("tokens in, out", f"{self.usage.input:,}, {self.usage.output:,}"),
-            ("spent", f"${self.usd:,.6f}"),
-        ]
-        if self.uncertain_usd:
-            rows.append(("perhaps billed too", f"${self.uncertain_usd:,.6f}"))
-        if self.paid_again:
-            rows.append(("calls paid again at most", f"{self.paid_again:,}"))
-        return [
-            *rows,
-            ("spent in all sessions", f"${self.total_usd:,.6f}"),
-            ("replies cut by max_tokens", f"{self.cut:,} of {self.replies:,}"),
-            ("time", f"{self.seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s written"),
-        ]
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows())
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in self.rows())
-
-    def _repr_html_(self) -> str:
-        left = 'style="text-align:left"'
-        cells = (f"<tr><th {left}>{n}</th><td {left}>{t}</td></tr>" for n, t in self.rows())
-        return f"<table>{''.join(cells)}</table>"
 
 
 @dataclass(slots=True)
@@ -609,97 +510,3 @@ def _fingerprints(seeds: Iterable[Seed], size: int) -> tuple[str, str]:
         names.add(seed.id)
         digest.update(f"{seed.id}\0{seed.text}\n".encode("utf-8", "replace"))
     return start, digest.hexdigest()[:16]
-
-
-# ---- what it will cost, what it did cost
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a collection is likely to cost, before it starts, and the rule behind it."""
-
-    num_dialogues: int
-    calls: int
-    usage: Usage
-    usd: float
-    rule: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_dialogues:,} dialogues, {self.calls:,} calls, {self.usage.input:,} tokens "
-            f"in, {self.usage.output:,} out: ${self.usd:,.4f}\n({self.rule})"
-        )
-
-
-FORECAST_RULE = (
-    "a token is 4 characters (1 in Chinese) and 4 more a message; replies fill 70% of max_tokens, "
-    "follow-up questions take 14 tokens, every dialogue has all its turns, nothing is cached"
-)
-
-
-def forecast(
-    seeds: Collection[Seed], price: Price, settings: Settings | None = None, *, batch: bool = False
-) -> Forecast:
-    """Predict tokens and USD by a stated rule, to hold against the receipt.
-
-    Args:
-        price: USD per million tokens, as `teacher.price`.
-        batch: at the price of the Batch API.
-    """
-    settings, usage, calls = settings or Settings(), Usage(), 0
-    for seed in seeds:
-        for more in _predicted_calls(seed, settings):
-            usage, calls = usage + more, calls + 1
-    return Forecast(len(seeds), calls, usage, price.cost(usage, batch), FORECAST_RULE)
-
-
-def _predicted_calls(seed: Seed, settings: Settings) -> Iterator[Usage]:
-    reply, question = round(0.7 * settings.max_tokens), 14
-    if settings.strategy == "transcript":
-        shown = transcript_request(seed, settings)["messages"]
-        exchanges = settings.num_turns * (reply + question + 8)
-        yield Usage(_tokens(shown), 0, min(exchanges, settings.transcript_tokens))
-        return
-    system = [{"role": "system", "content": system_prompt(seed, settings)}]
-    task = prompts.question_messages([], settings.language)
-    history = _tokens([{"role": "user", "content": seed.text}])
-    for turn in range(settings.num_turns):
-        yield Usage(_tokens(system) + history, 0, reply)
-        history += reply + 4
-        if turn + 1 < settings.num_turns:
-            yield Usage(_tokens(task) + history, 0, question)
-            history += question + 4
-
-
-def _tokens(messages: Iterable[Mapping[str, str]]) -> int:
-    """Tokens of messages by the forecast's rule."""
-    total = 0
-    for message in messages:
-        chinese = sum("\u4e00" <= c <= "\u9fff" for c in message["content"])
-        total += 4 + chinese + (len(message["content"]) - chinese) // 4
-    return total
-
-
-def bill_by_role_and_turn(ledger: Path | str) -> list[dict[str, Any]]:
-    """The bill split by who was played and when: input grows with the history each call repeats.
-
-    Returns:
-        Rows of role, turn (from 1), calls, input, cached_input, output (tokens), cost_usd and
-        input_per_call, in order of turns; failed dialogues are counted too.
-    """
-    split: dict[tuple[int, str], dict[str, Any]] = {}
-    for record in read_jsonl(ledger, torn_tail_ok=True):
-        whole = {"role": record["strategy"], "turn": 0} | record
-        for call in record.get("calls") or [whole]:
-            key = (call["turn"] + 1, call["role"])
-            row = split.setdefault(
-                key, {"role": key[1], "turn": key[0], "calls": 0, "input": 0, "cached_input": 0,
-                      "output": 0, "cost_usd": 0.0},
-            )  # fmt: skip
-            row["calls"] += 1
-            row["cost_usd"] += call["cost_usd"]
-            for name in ("input", "cached_input", "output"):
-                row[name] += call["usage"][name]
-    order = {"user": 0, "assistant": 1}
-    rows = [split[key] for key in sorted(split, key=lambda k: (k[0], order.get(k[1], 2)))]
-    return [row | {"input_per_call": row["input"] / row["calls"]} for row in rows]
