@@ -7,8 +7,6 @@ like one, the assistant to at most four sentences, or three and a block of code,
 
 >>> assistant("medical", "en").split(".")[0]
 'You are a careful medical assistant for lay people'
->>> same_question("How do I sort a list?", "how do I sort the list")
-True
 """
 
 import re
@@ -187,9 +185,8 @@ def question_messages(messages: list[dict[str, str]], language: str = "en") -> l
     return [*shown, {"role": "user", "content": "\n".join(said)}]
 
 
-_TAGGED = re.compile(
-    r"^(?:\[?\|?(?:human|person|user|question|人类|问题)\|?\]?\s*[:：]?\s+|人类：)", re.I
-)
+_SPEAKER = "human|person|user|question|人类|问题"
+_TAGGED = re.compile(rf"^(?:\[\|?(?:{_SPEAKER})\|?\]\s*[:：]?|(?:{_SPEAKER})\s*[:：])\s*", re.I)
 
 
 def clean_question(text: str) -> str:
@@ -203,15 +200,20 @@ def says_end(question: str) -> bool:
     return re.sub(r"[\W_]+", "", question).upper() in ("END", "结束")
 
 
-_WORD = re.compile(r"[a-z0-9]+|[一-鿿]")
-_SMALL = frozenset(re.findall(r"\w+", "a an the of to in is are do does did i you it and or can"))
+_SMALL = frozenset(
+    re.findall(r"\w+", "a an the of to in is are do does did i you it and or can for")
+)
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether two questions have seven tenths of their words in common (characters, in Chinese)."""
-    first, second = (set(_WORD.findall(text.lower())) - _SMALL for text in (one, other))
+    """Whether two questions share two thirds of their words (first four letters; Chinese: signs).
+
+    >>> same_question("How do I sort a list?", "how do you sort the lists")
+    True
+    """
+    first, second = _stems(one, _SMALL), _stems(other, _SMALL)
     together = first | second
-    return not together or len(first & second) >= 0.7 * len(together)
+    return not together or 3 * len(first & second) >= 2 * len(together)
 
 
 _EMPTY_WORDS = frozenset(
@@ -222,20 +224,20 @@ _EMPTY_WORDS = frozenset(
         "into its just let like make many more most much need not one other our out own should "
         "some something such than that the their them then there these they thing things think "
         "this those too use used using very want was way well were what when where which while who "
-        "why will with work would you your",
+        "why will with work would you your a am an as at be by do don if in is isn it me my no of "
+        "on or re so to up we he she",
     )
 )
 
 
 def shares_a_word(question: str, said: str) -> bool:
-    """Whether the question takes up a word (its first five letters) of what was said."""
-    return bool(_stems(question) & _stems(said))
+    """Whether the question takes up a word of what was said."""
+    return bool(_stems(question, _EMPTY_WORDS) & _stems(said, _EMPTY_WORDS))
 
 
-def _stems(text: str) -> set[str]:
-    words = re.findall(r"[^\W_]+", text.lower())
-    chinese = set(re.findall("[一-鿿]", text))
-    return chinese | {w[:5] for w in words if len(w) > 2 and w not in _EMPTY_WORDS}
+def _stems(text: str, without: frozenset[str]) -> set[str]:
+    words = re.findall(r"[a-z0-9]+|[一-鿿]|[^\W_]+", text.lower())
+    return {word[:4] for word in words if word not in without}
 
 
 QUESTION_GRAMMAR = {
