@@ -38,6 +38,7 @@ __all__ = [
 
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
+MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 
 
@@ -149,6 +150,7 @@ class _Tally:
     """What one chat() has cost so far beyond its answer."""
 
     calls: int = 0
+    unclear: int = 0
     usd: float = 0.0
     tokens: int = 0
 
@@ -180,7 +182,8 @@ class Teacher:
         max_concurrency: the most calls in flight; fewer are used after a 429, and one until the
             first has succeeded, so that a wrong key costs one call.
         timeout: seconds without a byte from the server before an attempt is given up.
-        max_attempts: tries of one call on 429, 5xx, timeouts and dropped connections.
+        max_attempts: tries of one call on 429, 5xx, timeouts and dropped connections; only 3 of
+            those that may be billed though nothing came back.
         backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
 
     Attributes:
@@ -270,7 +273,8 @@ class Teacher:
             outcome = await self._attempt(request, bound, tally)
             if isinstance(outcome, _Answer):
                 return outcome
-            if not outcome.retry or attempt == self._max_attempts:
+            tally.unclear += outcome.billed
+            if not outcome.retry or tally.unclear == MOST_UNCLEAR or attempt == self._max_attempts:
                 break
             longest = min(LONGEST_BACKOFF, self._backoff * 2**attempt)
             await asyncio.sleep((outcome.wait or 0) + random.uniform(0, longest))
@@ -350,7 +354,9 @@ class Teacher:
             failure = _broken_line(error)
         # Returned, not raised: a traceback through the SDK's frames would carry the key.
         hidden = re.sub(
-            r"(?:Bearer |sk-)\S+", "[key]", failure.text.replace(self._key.reveal(), "[key]")
+            r"(?:Bearer |sk-)[^\s:,;'\"]+",
+            "[key]",
+            failure.text.replace(self._key.reveal(), "[key]"),
         )
         return replace(failure, text=hidden)
 
@@ -493,6 +499,7 @@ def _refusal(status: int, body: Any, headers: Mapping[str, str]) -> _Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
     said = body if isinstance(body, dict) else {}
     code = str(said.get("code") or "")
+    code = "" if code.isdigit() else code
     text = " ".join(str(said.get("message") or "no reason given").split())[:300]
     if status in REMEDIES:
         error = KeyRejected if status == 401 else RunStopped
@@ -511,7 +518,7 @@ def _refusal(status: int, body: Any, headers: Mapping[str, str]) -> _Failure:
     every_call = code.startswith("unsupported") or "model" in code
     remedy = "change the request" + (": this model takes other settings" if every_call else "")
     return _Failure(
-        str(status), f"{status} {code}: {text}: {remedy}",
+        str(status), f"{f'{status} {code}'.strip()}: {text}: {remedy}",
         error=RunStopped if every_call else TeacherError,
     )  # fmt: skip
 
@@ -601,7 +608,6 @@ _servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its o
 
 @functools.cache
 def _local_server(num_slots: int, context: int) -> tuple[str, Secret]:
-    import psutil
     import xllamacpp
 
     from baize_lib.models import embedded_model_file
@@ -611,12 +617,21 @@ def _local_server(num_slots: int, context: int) -> tuple[str, Secret]:
     params.model.path = str(embedded_model_file())
     params.n_parallel, params.n_ctx = num_slots, num_slots * context
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key.reveal()]
-    params.cpuparams.n_threads = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    params.cpuparams.n_threads = _free_cores()
     params.cache_ram_mib = 256  # prompts kept for the next turn; llama.cpp's default is 8 GiB
     params.verbosity, params.ui = 0, False
     _servers.append(xllamacpp.Server(params))
     atexit.register(_servers.clear)
     return _servers[-1].listening_address, key
+
+
+def _free_cores() -> int:
+    """Physical cores that nothing else is using: llama.cpp's threads wait for the slowest one, so
+    that sharing one core of two was measured 5 to 10 times slower than using the other alone."""
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)
+    return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
 
 
 def teacher_for(tier: Tier, budget: Budget | None = None) -> Teacher:
