@@ -152,10 +152,16 @@ def _trained(run: Run) -> list[tuple[str, str]]:
     if not card:
         return [("adapter", "– (notebook 04 has not run)")]
     return [
-        ("trained on", f"{card['tokens_seen']:,} tokens in {card['seconds']:.0f} s"),
-        ("held-out loss", f"{card['loss_before']:.3f} before, {card['loss_after']:.3f} after"),
+        ("trained on", f"{card['num_tokens']:,} tokens in {card['seconds']:.0f} s"),
+        ("held-out loss", _before_after(card["loss_before"], card["loss_after"])),
         ("adapter", os.path.relpath(run.adapter_dir)),
     ]
+
+
+def _before_after(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "– (nothing was held out)"
+    return f"{before:.3f} before, {after:.3f} after (nats a token)"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,9 +45,9 @@ LoRA adapter for `{card["base_model"]}`, trained by the Baize course on dialogue
 
 | | |
 |---|---|
-| training tokens | {card["tokens_seen"]:,} in {card["seconds"]:.0f} s |
+| training tokens | {card["num_tokens"]:,} in {card["seconds"]:.0f} s |
 | held-out loss | {card["loss_before"]:.3f} before, {card["loss_after"]:.3f} after (nats a token) |
-| corpus (sha256) | `{card["corpus_hash"][:16]}` |
+| corpus (hash) | `{card["corpus"]}` |
 | template | `{card["template"]}` |
 
 **Use.** Ask it in the course's template; every reply ends with the end token.
