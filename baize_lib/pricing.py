@@ -1,16 +1,8 @@
-"""What a call costs, a cap that holds, and a meter that shows both while they change.
-
-The original counted tokens after spending them, one cap per process. Here a call first *reserves*
-the most it could cost, and is only then made; what it really cost is *settled* afterwards. Spent
-plus reserved never passes the cap, however many calls are in flight. Amounts are kept as whole
-picodollars, so sums are exact and a budget rebuilt from the ledger equals the one that wrote it.
+"""What a call costs, at a price with a date and a source; and a meter that shows it growing.
 
 >>> price = price_of("gpt-3.5-turbo", year=2023)
->>> budget = Budget(usd=0.01)
->>> held = budget.reserve(price.cost(Usage(input=300, output=500)), tokens=800)
->>> budget.settle(held, price.cost(Usage(input=248, output=200)), tokens=448)
->>> f"spent ${budget.spent_usd:.6f}, left ${budget.left_usd:.6f}"
-'spent $0.000896, left $0.009104'
+>>> f"${price.cost(Usage(input=248, output=200)):.6f}"
+'$0.000896'
 """
 
 import html
@@ -19,21 +11,19 @@ import math
 import re
 import shutil
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
+from baize_lib.budget import Budget, BudgetExceeded, Reservation, money
 from baize_lib.config import BaizeError
 
 __all__ = [
     "Usage", "Price", "FREE", "UnknownPrice", "price_of", "SHADOW_TEACHERS", "ShadowCost",
     "shadow_cost", "Budget", "BudgetExceeded", "Reservation", "CostMeter",
 ]  # fmt: skip
-
-PICO = 10**12  # picodollars in a dollar
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,147 +185,6 @@ def shadow_cost(
     return tuple(ShadowCost(p.model, p.cost(plain), p.source, p.as_of) for p in prices)
 
 
-class BudgetExceeded(BaizeError):  # noqa: N818
-    """The next call could pass the cap. `final` is False while calls in flight may free money."""
-
-    def __init__(self, text: str, final: bool) -> None:
-        super().__init__(text)
-        self.final = final
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Money and tokens held for one call."""
-
-    number: int
-    picodollars: int
-    tokens: int
-
-
-class Budget:
-    """A cap on dollars, on tokens or on both; None means no cap. Safe to share between threads.
-
-    `spent_usd` includes `uncertain_usd`: calls that failed but may have been billed are counted at
-    the most they could have cost.
-    """
-
-    def __init__(self, usd: float | None = None, tokens: int | None = None) -> None:
-        for name, cap in (("usd", usd), ("tokens", tokens)):
-            if cap is not None and not (cap >= 0 and math.isfinite(cap)):
-                raise BaizeError(f"budget {name}={cap!r}: use a number of at least 0, or None")
-        self.usd, self.tokens = usd, tokens
-        self._cap = None if usd is None else int(usd * PICO)
-        self._open: dict[int, Reservation] = {}
-        self._made = self._spent = self._uncertain = self._reserved = 0
-        self.spent_tokens = self.reserved_tokens = 0
-        self._lock = threading.Lock()
-
-    def reserve(self, usd: float, tokens: int) -> Reservation:
-        """Hold the most a call could cost, before it is made.
-
-        Raises:
-            BudgetExceeded: it does not fit beside what is spent and reserved; nothing is held.
-        """
-        pico = math.ceil(usd * PICO)
-        with self._lock:
-            self._check(pico, tokens)
-            self._made += 1
-            held = Reservation(self._made, pico, tokens)
-            self._open[held.number] = held
-            self._reserved += pico
-            self.reserved_tokens += tokens
-        return held
-
-    def _check(self, pico: int, tokens: int) -> None:
-        for unit, cap, spent, held, need in (
-            ("USD", self._cap, self._spent, self._reserved, pico),
-            ("tokens", self.tokens, self.spent_tokens, self.reserved_tokens, tokens),
-        ):
-            if cap is not None and spent + held + need > cap:
-                show = _usd_text if unit == "USD" else "{:,} tokens".format
-                raise BudgetExceeded(
-                    f"the budget of {show(cap)} does not allow a call of up to {show(need)}: "
-                    f"{show(spent)} spent, {show(held)} reserved by calls in flight. What is "
-                    "collected is kept; raise the budget and run again to go on",
-                    final=spent + need > cap,
-                )
-
-    def settle(
-        self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
-    ) -> None:
-        """Replace a reservation by what the call cost; `uncertain` marks a bill nobody has seen.
-
-        A bill above the reservation is recorded as it is: the truth before the cap.
-        """
-        pico = round(usd * PICO)
-        with self._lock:
-            self._close(held)
-            self._spent += pico
-            self._uncertain += pico if uncertain else 0
-            self.spent_tokens += tokens
-
-    def release(self, held: Reservation) -> None:
-        """Give back a reservation whose call was certainly not billed."""
-        with self._lock:
-            self._close(held)
-
-    def _close(self, held: Reservation) -> None:
-        if self._open.pop(held.number, None) is None:
-            raise BaizeError(f"reservation {held.number} was settled before: settle each one once")
-        self._reserved -= held.picodollars
-        self.reserved_tokens -= held.tokens
-
-    def replay(self, records: Iterable[Mapping[str, Any]]) -> "Budget":
-        """Count what ledger lines say was spent; returns the budget itself.
-
-        A line's `cost_usd` and `usage` are certain; `uncertain_usd` and `uncertain_tokens`, where
-        present, are failed calls that may have been billed.
-        """
-        for record in records:
-            usage = record.get("usage") or {}
-            uncertain = round((record.get("uncertain_usd") or 0) * PICO)
-            tokens = (usage.get("input") or 0) + (usage.get("output") or 0)
-            with self._lock:
-                self._spent += round((record.get("cost_usd") or 0) * PICO) + uncertain
-                self._uncertain += uncertain
-                self.spent_tokens += tokens + (record.get("uncertain_tokens") or 0)
-        return self
-
-    @property
-    def spent_usd(self) -> float:
-        return self._spent / PICO
-
-    @property
-    def uncertain_usd(self) -> float:
-        return self._uncertain / PICO
-
-    @property
-    def reserved_usd(self) -> float:
-        return self._reserved / PICO
-
-    @property
-    def left_usd(self) -> float:
-        """USD neither spent nor reserved; infinite without a cap."""
-        return math.inf if self._cap is None else (self._cap - self._spent - self._reserved) / PICO
-
-    def __repr__(self) -> str:
-        cap = "no cap" if self._cap is None else f"cap {_usd_text(self._cap)}"
-        return (
-            f"Budget({_usd_text(self._spent)} spent, {_usd_text(self._reserved)} reserved, {cap})"
-        )
-
-
-def _usd_text(pico: int) -> str:
-    return _money(pico / PICO)
-
-
-def _money(usd: float) -> str:
-    """Dollars with as many digits as they need: $0, $0.000123, $1.25."""
-    if usd == 0:
-        return "$0"
-    return f"${usd:,.2f}" if abs(usd) >= 1 else f"${usd:.{3 - math.floor(math.log10(abs(usd)))}f}"
-
-
 class CostMeter:
     """One display, updated in place, of what a collection has cost and will cost.
 
@@ -409,17 +258,17 @@ class CostMeter:
         """What the display shows, as (name, text) pairs."""
         elapsed = max((self._ended or time.monotonic()) - self._began, 1e-9)
         done, tokens = self._fresh
-        rows = [("spent", _money(self.spent_usd))]
+        rows = [("spent", money(self.spent_usd))]
         if self.budget:
-            rows += [("reserved", _money(self.budget.reserved_usd))]
+            rows += [("reserved", money(self.budget.reserved_usd))]
             if self.budget.usd is not None:
-                rows += [("cap", _money(self.budget.usd))]
+                rows += [("cap", money(self.budget.usd))]
             if self.budget.uncertain_usd:
-                rows += [("of it uncertain", _money(self.budget.uncertain_usd))]
+                rows += [("of it uncertain", money(self.budget.uncertain_usd))]
         goal = f" of {self.target:,}" if self.target else ""
         rows += [("dialogues", f"{self.dialogues:,}{goal}")]
         if self.dialogues:
-            rows += [("per 1,000 dialogues", _money(1000 * self.spent_usd / self.dialogues))]
+            rows += [("per 1,000 dialogues", money(1000 * self.spent_usd / self.dialogues))]
         rows += [("tokens", f"{self.usage.total:,}"), ("tokens/s", f"{tokens / elapsed:,.0f}")]
         if self._ended:
             rows += [("time", _duration(elapsed))]
@@ -428,10 +277,10 @@ class CostMeter:
             rows += [("time left", _duration(rest))]
         usd, error = self.projection()
         if self.target and not math.isnan(usd) and usd:
-            rows += [(f"at {self.target:,} dialogues", f"{_money(usd)} ± {_money(error)}")]
+            rows += [(f"at {self.target:,} dialogues", f"{money(usd)} ± {money(error)}")]
         if self.shadow:
             [other] = shadow_cost(self.usage, [self.shadow])
-            rows += [(f"would cost at {other.model}", f"{_money(other.usd)} ({other.as_of})")]
+            rows += [(f"would cost at {other.model}", f"{money(other.usd)} ({other.as_of})")]
         return rows + [
             (f"errors: {kind}", f"{n:,}") for kind, n in sorted(self.errors.items()) if n
         ]

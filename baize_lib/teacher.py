@@ -13,23 +13,31 @@ says 429. A refused key, an empty account or an unknown model stops the whole ru
 import asyncio
 import atexit
 import functools
-import getpass
 import json
 import os
 import random
 import re
 import secrets
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from baize_lib.config import BaizeError, Tier
+from baize_lib.keys import Secret, find_key
 from baize_lib.pricing import Budget, BudgetExceeded, Price, Reservation, Usage, price_of
+from baize_lib.responses import (
+    Answer,
+    Failure,
+    KeyRejected,
+    RunStopped,
+    TeacherError,
+    read_answer,
+    read_broken_line,
+    read_refusal,
+)  # fmt: skip
 
 __all__ = [
     "Teacher", "Reply", "Rate", "TeacherError", "RunStopped", "KeyRejected", "Secret", "find_key",
@@ -39,31 +47,6 @@ __all__ = [
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
 MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
-LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
-
-
-class Secret:
-    """A key that shows itself to nobody: print, repr, format and pickle give no part of it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value.strip()
-        if not re.fullmatch(r"[!-~]+", self._value):
-            raise KeyRejected(
-                "the API key is empty or holds a character no key has (a space, a line break, a "
-                "letter outside ASCII): copy it again",
-                kind="bad key",
-            )
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a key is not to be pickled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,50 +82,6 @@ class Rate:
     calls_per_second: float
     tokens_per_second: float
     num_slowdowns: int
-
-
-class TeacherError(BaizeError):
-    """A call failed for good. `kind` is a short name for counting.
-
-    Everything that leaves `Teacher.chat` early, cancellation included, carries `uncertain_usd`,
-    `uncertain_tokens` and `num_calls`: what the call may have cost, for the ledger.
-    """
-
-    uncertain_usd = 0.0
-    uncertain_tokens = 0
-    num_calls = 0
-
-    def __init__(self, text: str, kind: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-class RunStopped(TeacherError):  # noqa: N818
-    """No other call can do better: the run has to stop until a person changes something."""
-
-
-class KeyRejected(RunStopped):
-    """The server does not know the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """One attempt that gave no answer. `billed`: the server may still charge for it."""
-
-    kind: str
-    text: str
-    billed: bool = False
-    retry: bool = False
-    error: type[TeacherError] = TeacherError
-    wait: float | None = None  # seconds, from Retry-After
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    text: str
-    finish_reason: str
-    usage: Usage
-    estimated: bool
 
 
 @dataclass(slots=True)
@@ -218,7 +157,7 @@ class Teacher:
         self._timeout, self._max_attempts, self._backoff = timeout, max_attempts, backoff
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped: _Failure | None = None
+        self._stopped: Failure | None = None
         self._resume_at = 0.0  # no call starts before this time, after a Retry-After
         self._answers: deque[tuple[float, int]] = deque(maxlen=500)  # (time, tokens)
 
@@ -268,10 +207,10 @@ class Teacher:
             answer.estimated,
         )  # fmt: skip
 
-    async def _insist(self, request: dict[str, Any], bound: Usage, tally: _Tally) -> _Answer:
+    async def _insist(self, request: dict[str, Any], bound: Usage, tally: _Tally) -> Answer:
         for attempt in range(1, self._max_attempts + 1):
             outcome = await self._attempt(request, bound, tally)
-            if isinstance(outcome, _Answer):
+            if isinstance(outcome, Answer):
                 return outcome
             tally.unclear += outcome.billed
             if not outcome.retry or tally.unclear == MOST_UNCLEAR or attempt == self._max_attempts:
@@ -283,7 +222,7 @@ class Teacher:
 
     async def _attempt(
         self, request: dict[str, Any], bound: Usage, tally: _Tally
-    ) -> _Answer | _Failure:
+    ) -> Answer | Failure:
         """One call, in one of the places in flight, its money reserved before and settled after."""
         episode = await self._places.enter()
         try:
@@ -293,7 +232,7 @@ class Teacher:
                 return self._stopped
             held = await self._reserve(bound)
             tally.calls += 1
-            outcome: _Answer | _Failure = _Failure("interrupted", "", billed=True)
+            outcome: Answer | Failure = Failure("interrupted", "", billed=True)
             try:
                 outcome = await self._send(request, bound)
             finally:
@@ -314,9 +253,9 @@ class Teacher:
             await asyncio.sleep(random.uniform(0.02, 0.05))
 
     def _settle(
-        self, held: Reservation, bound: Usage, outcome: _Answer | _Failure, tally: _Tally
+        self, held: Reservation, bound: Usage, outcome: Answer | Failure, tally: _Tally
     ) -> None:
-        if isinstance(outcome, _Answer):
+        if isinstance(outcome, Answer):
             self.budget.settle(held, self.price.cost(outcome.usage), outcome.usage.total)
         elif outcome.billed:
             usd = self.price.cost(bound)
@@ -326,9 +265,9 @@ class Teacher:
         else:
             self.budget.release(held)
 
-    def _learn(self, outcome: _Answer | _Failure, episode: int) -> None:
+    def _learn(self, outcome: Answer | Failure, episode: int) -> None:
         """Adapt the pace and the run to what came back."""
-        if isinstance(outcome, _Answer):
+        if isinstance(outcome, Answer):
             self._answers.append((time.monotonic(), outcome.usage.total))
             self._places.grow(episode)
             return
@@ -339,7 +278,7 @@ class Teacher:
             self._places.shrink(episode)
             self._resume_at = max(self._resume_at, time.monotonic() + (outcome.wait or 0))
 
-    async def _send(self, request: dict[str, Any], bound: Usage) -> _Answer | _Failure:
+    async def _send(self, request: dict[str, Any], bound: Usage) -> Answer | Failure:
         import httpx2
         import openai
 
@@ -347,11 +286,11 @@ class Teacher:
             response = await self._connection().post(
                 "/chat/completions", cast_to=httpx2.Response, body=request
             )
-            return _read(response.content, bound)
+            return read_answer(response.content, bound)
         except openai.APIStatusError as error:
-            failure = _refusal(error.status_code, error.body, error.response.headers)
+            failure = read_refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
-            failure = _broken_line(error)
+            failure = read_broken_line(error)
         # Returned, not raised: a traceback through the SDK's frames would carry the key.
         hidden = re.sub(
             r"(?:Bearer |sk-)[^\s:,;'\"]+",
@@ -457,132 +396,6 @@ class _Places:
             if not place.done():
                 self.in_flight += 1
                 place.set_result(None)
-
-
-def _read(body: bytes, bound: Usage) -> _Answer | _Failure:
-    """The answer in a response of status 200; one that cannot be read was still billed."""
-    try:
-        data = json.loads(body)
-        choice = data["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or message.get("refusal") or ""
-        reason = str(choice.get("finish_reason") or "unknown")
-        if not isinstance(text, str):
-            raise TypeError("content is not text")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return _Failure(
-            "malformed answer",
-            f"the answer cannot be read ({type(error).__name__}): try again, or check base_url",
-            billed=True, retry=True,
-        )  # fmt: skip
-    usage = _usage(data.get("usage"))
-    return _Answer(text, reason, usage or bound, estimated=usage is None)
-
-
-def _usage(reported: Any) -> Usage | None:
-    try:
-        cached = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        given = Usage(reported["prompt_tokens"], cached, reported["completion_tokens"])
-        return given if 0 <= given.cached_input <= given.input and given.output >= 0 else None
-    except (AttributeError, LookupError, TypeError):
-        return None
-
-
-REMEDIES = {
-    401: "check OPENAI_API_KEY, or use the embedded teacher with BAIZE_TIER=laptop",
-    403: "this key, project or country may not use it: see the account's limits",
-    404: "check the model's name and base_url",
-}
-
-
-def _refusal(status: int, body: Any, headers: Mapping[str, str]) -> _Failure:
-    """What an HTTP error means: stop the run, fail this call, or try again."""
-    said = body if isinstance(body, dict) else {}
-    code = str(said.get("code") or "")
-    code = "" if code.isdigit() else code
-    text = " ".join(str(said.get("message") or "no reason given").split())[:300]
-    if status in REMEDIES:
-        error = KeyRejected if status == 401 else RunStopped
-        return _Failure(str(status), f"{status}: {text}: {REMEDIES[status]}", error=error)
-    if code == "insufficient_quota":
-        remedy = "the account has no money left: add some, then run again to go on"
-        return _Failure("no quota", f"{status}: {text}: {remedy}", error=RunStopped)
-    if status == 429 or status >= 500 or status in (408, 409):
-        wait = _retry_after(headers)
-        if wait is not None and wait > LONGEST_WAIT:
-            remedy = f"the server asks to wait {wait:.0f} s: run again then to go on"
-            return _Failure(str(status), f"{status}: {text}: {remedy}", error=RunStopped)
-        remedy = "wait a little and run again to go on"
-        billed = status in (408, 502, 504) or status > 511  # a gateway gave up, not the model
-        return _Failure(str(status), f"{status}: {text}: {remedy}", billed, retry=True, wait=wait)
-    every_call = code.startswith("unsupported") or "model" in code
-    remedy = "change the request" + (": this model takes other settings" if every_call else "")
-    return _Failure(
-        str(status), f"{f'{status} {code}'.strip()}: {text}: {remedy}",
-        error=RunStopped if every_call else TeacherError,
-    )  # fmt: skip
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: from `retry-after-ms`, or `Retry-After` in seconds or as a date."""
-    value = headers.get("retry-after", "")
-    try:
-        if "retry-after-ms" in headers:
-            wait = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"[\d.]+", value.strip()):
-            wait = float(value)
-        else:
-            wait = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, wait) if wait < float("inf") else None
-
-
-def _broken_line(error: BaseException) -> _Failure:
-    """A connection that failed: only one that was never made is certainly not billed."""
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(type(cause).__name__)
-        cause = cause.__cause__ or cause.__context__
-    if {"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"} & set(causes):
-        text = "no connection: check the network and base_url, then run again to go on"
-        return _Failure("no connection", text, retry=True)
-    if "SocketTimeoutError" in causes or "TimeoutError" in causes:
-        return _Failure(
-            "timeout", "no answer in time: run again to go on, or raise timeout",
-            billed=True, retry=True,
-        )  # fmt: skip
-    return _Failure("dropped", "the connection broke: run again to go on", billed=True, retry=True)
-
-
-def find_key() -> Secret:
-    """OpenAI's key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
-
-    Raises:
-        BaizeError: there is none; the text says where to put it.
-    """
-    if found := os.environ.get("OPENAI_API_KEY") or _colab_secret():
-        return Secret(found)
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    kernel = getattr(shell, "kernel", None)
-    if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
-        return Secret(getpass.getpass("OpenAI API key (not shown, not stored): "))
-    raise BaizeError(
-        "no OPENAI_API_KEY in the environment: set it, or use the embedded teacher with "
-        "BAIZE_TIER=laptop"
-    )
-
-
-def _colab_secret() -> str | None:
-    if "google.colab" not in sys.modules:
-        return None
-    from google.colab import userdata
-
-    try:
-        return userdata.get("OPENAI_API_KEY")
-    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
-        return None
 
 
 def local_teacher(
