@@ -200,7 +200,7 @@ class Teacher:
         except (BaizeError, asyncio.CancelledError) as error:
             error.uncertain_usd, error.uncertain_tokens = tally.usd, tally.tokens
             error.num_calls = tally.calls
-            raise
+            raise error.with_traceback(None) from None  # the SDK's frames hold the key
         return Reply(
             answer.text, answer.finish_reason, answer.usage, self.price.cost(answer.usage),
             self.model, time.monotonic() - began, tally.calls, tally.usd, tally.tokens,
