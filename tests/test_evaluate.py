@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from stub_server import StubServer
 
 from baize_lib.checks import CHECKS
 from baize_lib.config import BaizeError, data_dir
@@ -22,7 +23,9 @@ from baize_lib.evaluate import (
     verdict_table,
 )  # fmt: skip
 from baize_lib.files import read_jsonl
+from baize_lib.pricing import Budget, BudgetExceeded, Price
 from baize_lib.similarity import jaccard
+from baize_lib.teacher import Teacher
 
 PROMPTS = load_prompts(origin="article", language="en")
 
@@ -172,34 +175,29 @@ def test_a_new_adapter_or_other_words_make_a_new_first_attempt(log, tmp_path):
     assert len(read_attempts(log)) == 2
 
 
-class TeacherStandIn:
-    """Answers as `teacher.Teacher` does, until its budget ends."""
-
-    model = "gpt-test"
-
-    def __init__(self, calls):
-        self.calls = calls
-
-    async def chat(self, messages, *, max_tokens, seed):
-        if not self.calls:
-            raise BaizeError("the budget is spent")
-        self.calls -= 1
-        from baize_lib.pricing import Usage
-        from baize_lib.teacher import Reply
-
-        text = f"{len(messages)} {messages[-1]['content']}"
-        return Reply(text, "stop", Usage(5, 0, 7), 0.001, self.model, 0.2)
-
-
 def test_a_teacher_is_asked_and_billed_and_its_budget_loses_nothing(log):
-    with pytest.raises(BaizeError, match="budget"):
-        asyncio.run(ask_teacher(TeacherStandIn(3), PROMPTS, log=log, max_tokens=50))
-    assert len(list(read_jsonl(log))) == 3
-    attempts = asyncio.run(ask_teacher(TeacherStandIn(4), PROMPTS, log=log, max_tokens=50))
-    lines = [line for a in attempts for line in a.turns]
+    def answer(body):
+        return f"{len(body['messages'])} {body['messages'][-1]['content']}"
+
+    async def run(address, tokens=None):
+        price, budget = Price("paid", 1.0, 2.0), Budget(tokens=tokens)
+        options = {"api_key": "k", "price": price, "budget": budget, "max_concurrency": 1}
+        async with Teacher("paid", base_url=address, **options) as teacher:
+            attempts = await ask_teacher(teacher, PROMPTS, log=log, max_tokens=20, temperature=0.5)
+        return attempts, budget.spent_usd
+
+    with StubServer(reply=answer) as stub:
+        with pytest.raises(BudgetExceeded):
+            asyncio.run(run(stub.url, tokens=250))
+        paid = len(list(read_jsonl(log)))
+        assert 0 < paid < 7
+        attempts, usd = asyncio.run(run(stub.url))
+        assert stub.answered == 7
+    lines = [line for attempt in attempts for line in attempt.turns]
     assert len(attempts) == 6 and len(lines) == 7
-    assert sum(line["cost_usd"] for line in lines) == pytest.approx(0.007)
+    assert sum(line["cost_usd"] for line in lines) > usd > 0
     assert attempts[-1].replies[1] == "3 Rewrite it as a function."
+    assert lines[0]["stopped_by"] == "end" and lines[0]["sampling"]["temperature"] == 0.5
 
 
 # ---- Verdicts

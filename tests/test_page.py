@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baize_lib.checks import CHECKS, Verdict
@@ -55,6 +55,7 @@ class Tags(HTMLParser):
         self.texts.append(data)
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=[]), max_size=200))
 def test_no_text_adds_an_element_to_the_page(text):
     found = Tags(one_page(text))
