@@ -12,6 +12,7 @@ most it could cost, as `uncertain_usd`. Writers share an `fsync` (group commit),
 hundreds of calls a second durable.
 
     with Ledger("runs/laptop/self_chat.jsonl") as ledger:
+        earlier = list(ledger.scan())
         await ledger.append({"id": "general-001", "status": "ok", "messages": []})
         "general-001" in ledger.done
 """
@@ -77,6 +78,7 @@ class Ledger:
         except BaseException:
             os.close(self._held)
             raise
+        self._scanned = False
         self._live: dict[str, list[bytes]] = {}  # id -> journal lines of a dialogue under way
 
     def scan(self) -> Iterator[dict[str, Any]]:
@@ -114,7 +116,7 @@ class Ledger:
             self._live.setdefault(name, []).append(_line(row))
         for (name, _), waiting in begun.items():
             self.underway[name].in_doubt += waiting
-        self._journal.replace(self._live_lines())
+        self._scanned = True
 
     def begin(self, name: str, attempt: int, call: int, usd: float, tokens: int) -> None:
         """Note that a call is about to be made which may cost `usd` and `tokens` at most.
@@ -150,7 +152,7 @@ class Ledger:
             self.failed.pop(name, None)
         else:
             self.failed[name] = record["attempt"]
-        if self._journal.size > JOURNAL_LIMIT:
+        if self._scanned and self._journal.size > JOURNAL_LIMIT:
             self._journal.replace(self._live_lines())
 
     @property
@@ -159,9 +161,9 @@ class Ledger:
         return self._lines.size
 
     def close(self) -> None:
-        """Let go of the files; the journal of a run with nothing under way is emptied."""
-        if self._journal.size and not self._live:
-            self._journal.replace([])
+        """Let go of the files, the journal reduced to what is under way."""
+        if self._scanned:
+            self._journal.replace(self._live_lines())
         self._journal.close()
         self._lines.close()
         os.close(self._held)

@@ -154,6 +154,7 @@ def ledger_line(
         "usage": asdict(usage), "cost_usd": round(sum(call["cost_usd"] for call in calls), 12),
         "uncertain_usd": round(sum(usd for usd, _ in doubts), 12),
         "uncertain_tokens": sum(tokens for _, tokens in doubts),
+        "calls_in_doubt": sum(tokens > 0 for _, tokens in doubts),
         "finish_reason": _summary(finish_reasons), "finish_reasons": finish_reasons,
         "status": status, "reason": reason, "attempt": attempt,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
