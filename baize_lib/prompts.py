@@ -3,7 +3,7 @@
 The assistant gets a short system prompt by domain. The human is played by a call that sees two
 examples and the conversation so far, and writes one more question. A teacher that is weak is held
 to form by a grammar (GBNF, llama.cpp's notation): the question-writer to one question that begins
-like one, the assistant to at most four sentences, or three and a block of code, in English.
+like one, the assistant to at most three sentences, with a block of code in programming.
 
 >>> assistant("medical", "en").split(".")[0]
 'You are a careful medical assistant for lay people'
@@ -18,8 +18,9 @@ from baize_lib.sources import Seed
 
 __all__ = [
     "Settings", "system_prompt", "transcript_request", "LANGUAGES", "DOMAINS", "domain_of",
+    "seed_domain",
     "assistant", "transcript", "question_messages", "clean_question", "says_end",
-    "same_question", "shares_a_word", "QUESTION_GRAMMAR", "REPLY_GRAMMAR",
+    "same_question", "shares_a_word", "QUESTION_GRAMMAR", "reply_grammar",
 ]  # fmt: skip
 
 LANGUAGES = ("en", "zh")
@@ -206,14 +207,13 @@ _SMALL = frozenset(
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether two questions share two thirds of their words (first four letters; Chinese: signs).
+    """Whether three quarters of the shorter one's words are in the other (four letters of each).
 
     >>> same_question("How do I sort a list?", "how do you sort the lists")
     True
     """
     first, second = _stems(one, _SMALL), _stems(other, _SMALL)
-    together = first | second
-    return not together or 3 * len(first & second) >= 2 * len(together)
+    return 4 * len(first & second) >= 3 * min(len(first), len(second))
 
 
 _EMPTY_WORDS = frozenset(
@@ -247,27 +247,40 @@ what ::= "What " ("is " | "are " | "does " | "do " | "happens " | "if " | "kind 
 how ::= "How " ("do " | "does " | "can " | "is " | "are " | "much " | "many " | "long " | "often ")
 why ::= "Why " ("is " | "are " | "do " | "does " | "should ")
 when ::= "When " ("should " | "do " | "does " | "is ")
-other ::= "Which " | "Where " | "Who " | "Can I " | "Can you " | "Should I " | other2
-other2 ::= "Is it " | "Is there " | "Are there " | "Do I " | "Does "
+other ::= "Which " | "Where " | "Who " | "Can I " | "Can you " | "Should I " | "Do I " | "Does "
 """,
     "zh": "root ::= [^?？\\n]{4,60} [?？]\n",
 }
-REPLY_GRAMMAR = {
-    "en": r"""root ::= sentence (" " sentence){0,3} | (sentence " "){0,2} lead code
-sentence ::= first ([^.!?\n] | [.!?] [^ \n])+ [.!?]
+_SENTENCES = r"""sentence ::= first ([^.!?\n] | [.!?] [^ \n])+ [.!?]
 first ::= [A-Z"'`(0-9]
+"""
+_PROSE = 'root ::= sentence (" " sentence){0,2}\n' + _SENTENCES
+_PROSE_AND_CODE = (
+    r"""root ::= sentence (" " sentence){0,2} | (sentence " "){0,2} lead code
 lead ::= first ([^.!?:\n] | [.!?:] [^ \n])+ ":"
 code ::= "\n```" [a-z+#]{0,10} "\n" [^`]+ "\n```"
-""",
-}
+"""
+    + _SENTENCES
+)
+
+
+def reply_grammar(domain: str, language: str) -> str | None:
+    """One to three sentences, for programming with a block of code; None in Chinese."""
+    if language != "en":
+        return None
+    return _PROSE_AND_CODE if domain == "programming" else _PROSE
 
 
 def system_prompt(seed: Seed, settings: Settings) -> str:
     """The assistant's system prompt for this seed."""
     if settings.system is not None:
         return settings.system
-    domain = domain_of(seed.source) if settings.domain == "auto" else settings.domain
-    return assistant(domain, settings.language, settings.guardrail)
+    return assistant(seed_domain(seed, settings), settings.language, settings.guardrail)
+
+
+def seed_domain(seed: Seed, settings: Settings) -> str:
+    """The domain of the settings; with "auto", that of the seed's source."""
+    return domain_of(seed.source) if settings.domain == "auto" else settings.domain
 
 
 def transcript_request(seed: Seed, settings: Settings) -> dict[str, Any]:

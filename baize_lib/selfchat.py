@@ -195,11 +195,12 @@ async def _dialogue(talk: _Talk) -> dict[str, Any]:
 async def _turns(talk: _Talk) -> dict[str, Any]:
     settings, question, ended = talk.settings, talk.seed.text.strip(), "num_turns"
     system = {"role": "system", "content": system_prompt(talk.seed, settings)}
+    grammar = prompts.reply_grammar(prompts.seed_domain(talk.seed, settings), settings.language)
     for turn in range(settings.num_turns):
         asked = [*talk.messages, {"role": "user", "content": question}]
         text, reason = await talk.ask(
             "assistant", turn, [system, *asked], max_tokens=settings.max_tokens,
-            temperature=settings.temperature, extra=_held(talk, prompts.REPLY_GRAMMAR, 1.1),
+            temperature=settings.temperature, extra=_held(talk, grammar, 1.1),
         )  # fmt: skip
         if not text.strip():
             ended = f"empty reply ({reason})"
@@ -224,7 +225,7 @@ async def _next_question(talk: _Talk, turn: int) -> str:
         text, reason = await talk.ask(
             "user", turn, shown, max_tokens=settings.question_tokens,
             temperature=settings.question_temperature,
-            extra=_held(talk, prompts.QUESTION_GRAMMAR, 1.05),
+            extra=_held(talk, prompts.QUESTION_GRAMMAR[settings.language], 1.05),
         )  # fmt: skip
         question = prompts.clean_question(text)
         if prompts.says_end(question):
@@ -243,11 +244,10 @@ def _is_new(question: str, talk: _Talk) -> bool:
     return not talk.teacher.is_local or prompts.shares_a_word(question, said)
 
 
-def _held(talk: _Talk, grammars: Mapping[str, str], repeat_penalty: float) -> dict | None:
+def _held(talk: _Talk, grammar: str | None, repeat_penalty: float) -> dict | None:
     """More fields for a weak teacher's request: llama.cpp takes a grammar, OpenAI does not."""
     if not talk.teacher.is_local:
         return None
-    grammar = grammars.get(talk.settings.language)
     return {"repeat_penalty": repeat_penalty} | ({"grammar": grammar} if grammar else {})
 
 

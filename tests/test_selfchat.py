@@ -105,7 +105,7 @@ class TestTurns:
         asyncio.run(main())
         grammars = {is_question(body): body["grammar"] for body in asked(stub)}
         assert grammars == {
-            True: prompts.QUESTION_GRAMMAR["en"], False: prompts.REPLY_GRAMMAR["en"]
+            True: prompts.QUESTION_GRAMMAR["en"], False: prompts.reply_grammar("general", "en")
         }  # fmt: skip
 
     @pytest.mark.parametrize("said", ["END", " end.\n", '"END"'])
