@@ -65,8 +65,8 @@ TIERS = {
     tier.name: tier
     for tier in (
         Tier(
-            name="ci", seed_mix={"general": 0.5, "programming": 0.5},
-            num_seeds=6, num_turns=2, max_tokens=48, teacher="embedded", budget_usd=0.01,
+            name="ci", seed_mix={"general": 0.75, "medical": 0.25},
+            num_seeds=8, num_turns=2, max_tokens=100, teacher="embedded", budget_usd=0.01,
             base_model="embedded", precision="float32", num_epochs=1, rank=8, max_length=256,
             eval_max_tokens=32, minutes=3, usd=0, gigabytes=2,
         ),

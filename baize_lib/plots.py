@@ -179,14 +179,27 @@ def scatter_labels(
     points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str,
     colours: Mapping[str, str],
 ) -> "Figure":  # fmt: skip
-    """Named points, each labelled beside its dot."""
+    """Named points, each labelled beside its dot; dots that touch share one label."""
     drawn, axes = figure(7.0, 3.4)
-    for name, (across, up) in points.items():
-        colour = COLOURS[colours[name]]
-        axes.plot(across, up, "o", ms=9, color=colour)
-        axes.annotate(name, (across, up), textcoords="offset points", xytext=(8, -4), color=colour)
+    spans = [max(v) - min(v) or 1 for v in zip(*points.values(), strict=True)] or [1, 1]
+    groups: list[list[str]] = []
+    for name in sorted(points, key=lambda name: points[name]):
+        across, up = points[name]
+        axes.plot(across, up, "o", ms=9, color=COLOURS[colours[name]])
+        for group in groups:
+            last = points[group[-1]]
+            if max(abs(across - last[0]) / spans[0], abs(up - last[1]) / spans[1]) < 0.08:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    for group in groups:
+        axes.annotate(
+            ", ".join(group), points[group[-1]], textcoords="offset points", xytext=(8, -4),
+            color=COLOURS[colours[group[-1]]],
+        )  # fmt: skip
     _label(axes, title, x, y)
-    axes.margins(x=0.22, y=0.2)
+    axes.margins(x=0.3, y=0.2)
     return drawn
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from baize_lib.dialogue import Message
+from baize_lib.files import text_hash
 from baize_lib.plots import COLOURS
 
 __all__ = ["Shown", "bubbles", "side_by_side", "table"]
@@ -75,5 +76,5 @@ def table(rows: Any, *, form: Mapping[str, str] | None = None, caption: str = ""
     words = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
     styled = styled.set_properties(subset=words, **{"text-align": "left"})
     styled = styled.set_table_styles([{"selector": "th", "props": "text-align: left"}])
-    styled = styled.set_uuid("t")  # the same markup at every run
+    styled = styled.set_uuid(text_hash(frame.to_csv())[:8])  # the same markup at every run
     return styled.set_caption(caption) if caption else styled
