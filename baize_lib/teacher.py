@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -185,14 +185,10 @@ class Teacher:
             RunStopped: no call can succeed (`KeyRejected`: because of the key).
             TeacherError: this call failed; the text says why and what to do.
         """
-        hosted = urlsplit(self.base_url).hostname == urlsplit(OPENAI_URL).hostname
-        request = {
-            "model": self.model, "messages": [dict(message) for message in messages],
-            ("max_completion_tokens" if hosted else "max_tokens"): max_tokens,
-            "temperature": temperature, "top_p": top_p, "seed": seed,
-            "stop": list(stop) if stop else None,
-        }  # fmt: skip
-        request = {name: value for name, value in request.items() if value is not None}
+        request = self.body(
+            messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            stop=list(stop) if stop else None,
+        )  # fmt: skip
         bound = Usage(input=token_bound(messages, extra), output=max_tokens)
         began, tally = time.monotonic(), _Tally()
         try:
@@ -206,6 +202,15 @@ class Teacher:
             self.model, time.monotonic() - began, tally.calls, tally.usd, tally.tokens,
             answer.estimated,
         )  # fmt: skip
+
+    def body(
+        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, **more: Any
+    ) -> dict[str, Any]:
+        """A chat request's body; fields that are None are left out."""
+        hosted = urlsplit(self.base_url).hostname == urlsplit(OPENAI_URL).hostname
+        cap = {("max_completion_tokens" if hosted else "max_tokens"): max_tokens}
+        given = {name: value for name, value in more.items() if value is not None}
+        return {"model": self.model, "messages": [dict(m) for m in messages]} | cap | given
 
     async def _insist(self, request: dict[str, Any], bound: Usage, tally: _Tally) -> Answer:
         for attempt in range(1, self._max_attempts + 1):
@@ -292,12 +297,37 @@ class Teacher:
         except openai.APIConnectionError as error:
             failure = read_broken_line(error)
         # Returned, not raised: a traceback through the SDK's frames would carry the key.
-        hidden = re.sub(
-            r"(?:Bearer |sk-)[^\s:,;'\"]+",
-            "[key]",
-            failure.text.replace(self._key.reveal(), "[key]"),
-        )
-        return replace(failure, text=hidden)
+        return self._without_key(failure)
+
+    def _without_key(self, failure: Failure) -> Failure:
+        text = failure.text.replace(self._key.reveal(), "[key]")
+        return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
+
+    async def request(self, call: Callable[[Any], Awaitable[Any]], *, repeatable: bool) -> Any:
+        """Make another request of the API, with the same retries and errors as a chat.
+
+        Args:
+            call: gets the SDK's client, for example `lambda client: client.batches.list()`.
+            repeatable: making it twice does no harm; else it is not tried again when it is not
+                certain that the first try failed.
+        """
+        import openai
+
+        for attempt in range(1, self._max_attempts + 1):
+            try:
+                return await call(self._connection())
+            except openai.APIStatusError as error:
+                failure = read_refusal(error.status_code, error.body, error.response.headers)
+            except openai.APIConnectionError as error:
+                failure = read_broken_line(error)
+            failure = self._without_key(failure)
+            self.errors[failure.kind] += 1
+            again = failure.retry and (repeatable or not failure.billed)
+            if not again or attempt == self._max_attempts:
+                break
+            longest = min(LONGEST_BACKOFF, self._backoff * 2**attempt)
+            await asyncio.sleep((failure.wait or 0) + random.uniform(0, longest))
+        raise failure.error(f"{self.model} at {self._host}: {failure.text}", failure.kind)
 
     def _connection(self) -> Any:
         """The SDK's client; one per event loop, since its connections belong to the loop."""
