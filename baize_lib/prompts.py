@@ -251,13 +251,13 @@ other ::= "Which " | "Where " | "Who " | "Can I " | "Can you " | "Should I " | "
 """,
     "zh": "root ::= [^?？\\n]{4,60} [?？]\n",
 }
-_SENTENCES = r"""sentence ::= first ([^.!?\n] | [.!?] [^ \n])+ [.!?]
+_SENTENCES = r"""sentence ::= first ([^.!?\n] | [.!?] [^ \nA-Z])+ [.!?]
 first ::= [A-Z"'`(0-9]
 """
 _PROSE = 'root ::= sentence (" " sentence){0,2}\n' + _SENTENCES
 _PROSE_AND_CODE = (
     r"""root ::= sentence (" " sentence){0,2} | (sentence " "){0,2} lead code
-lead ::= first ([^.!?:\n] | [.!?:] [^ \n])+ ":"
+lead ::= first ([^.!?:\n] | [.!?:] [^ \nA-Z])+ ":"
 code ::= "\n```" [a-z+#]{0,10} "\n" [^`]+ "\n```"
 """
     + _SENTENCES
