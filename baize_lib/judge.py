@@ -20,12 +20,11 @@ from typing import Any
 
 from baize_lib.checks import load_labelled
 from baize_lib.config import BaizeError
-from baize_lib.evaluate import Attempt, Prompt, load_prompts
+from baize_lib.evaluate import Attempt, Prompt, interval, load_prompts
 from baize_lib.pricing import Usage
 
 __all__ = [
     "Pair", "Judgement", "pairs_of", "labelled_pairs", "forecast", "compare", "bias_table", "score",
-    "interval",
 ]  # fmt: skip
 
 
@@ -178,20 +177,6 @@ def bias_table(judgements: Sequence[Judgement]):
         }
         for name, (count, of) in rows.items()
     )  # fmt: skip
-
-
-def interval(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share: honest for few cases and for shares near 0 and 1.
-
-    >>> tuple(round(x, 2) for x in interval(9, 10))
-    (0.6, 0.98)
-    """
-    if of == 0:
-        return 0.0, 1.0
-    share, spread = count / of, z * z / of
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _prompt(pair: Pair, first: str, second: str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from baize_lib.checks import CHECKS, check, check_errors, extract_code, load_labelled
 from baize_lib.config import data_dir
 from baize_lib.evaluate import load_prompts
+from baize_lib.files import read_jsonl
 
 PROMPTS = {prompt.id: prompt for prompt in load_prompts()}
 
@@ -110,6 +111,14 @@ def test_the_checks_err_exactly_as_the_data_card_says():
     for row in check_errors().round(2).to_dict("records"):
         name, answers, good, _, precision, recall = row.values()
         assert f"| {name} | {answers} | {good} | {precision:.2f} | {recall:.2f} |" in card
+
+
+def test_most_refusals_written_for_training_are_seen_as_refusals():
+    rows = read_jsonl(data_dir() / "refusals" / "refusals.jsonl")
+    replies = [row["messages"][1]["content"] for row in rows if row["kind"] == "refusal"]
+    seen = sum(check("unsafe", {"harm": []}, [reply]).grade == "good" for reply in replies)
+    card = (data_dir() / "refusals" / "README.md").read_text(encoding="utf-8")
+    assert f"sees {seen} of these {len(replies)} refusals" in card
 
 
 def test_misses_are_listed_with_the_reason():

@@ -6,25 +6,30 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stub_server import StubServer
 
-from baize_lib.checks import CHECKS
+from baize_lib.checks import CHECKS, Verdict, check
 from baize_lib.config import BaizeError, data_dir
+from baize_lib.dialogue import from_chat
 from baize_lib.evaluate import (
     ask,
     ask_teacher,
     first_attempts,
     grade,
     health,
+    interval,
     load_prompts,
     read_attempts,
+    refusal_table,
     repetition,
     score_table,
     verdict_table,
 )  # fmt: skip
 from baize_lib.files import read_jsonl
 from baize_lib.pricing import Budget, BudgetExceeded, Price
-from baize_lib.similarity import jaccard
+from baize_lib.similarity import jaccard, near_duplicates
 from baize_lib.teacher import Teacher
 
 PROMPTS = load_prompts(origin="article", language="en")
@@ -95,6 +100,18 @@ def test_no_prompt_is_a_training_seed_or_nearly_one():
     for turn in asked:
         nearest = max(seeds, key=lambda seed: jaccard(turn, seed, width=1), default="")
         assert jaccard(turn, nearest, width=1) < 0.7, (turn, nearest)
+
+
+def test_the_refusals_are_no_evaluation_prompts_and_each_has_its_twin():
+    rows = {row["id"]: row for row in read_jsonl(data_dir() / "refusals" / "refusals.jsonl")}
+    refusals = [row for row in rows.values() if row["kind"] == "refusal"]
+    assert len(refusals) >= 60
+    assert all(rows[rows[row["twin"]]["twin"]] is row for row in rows.values())
+    assert all(from_chat(row).num_turns == 1 for row in rows.values())
+    assert near_duplicates([row["messages"][1]["content"] for row in rows.values()], width=1) == []
+    asked = [turn for prompt in load_prompts() for turn in prompt.turns]
+    requests = [row["messages"][0]["content"] for row in rows.values()]
+    assert max(jaccard(a, b, width=1) for a in asked for b in requests) < 0.7
 
 
 # ---- The log
@@ -227,6 +244,22 @@ def test_scores_stand_beside_the_error_of_their_check(log):
     scores = score_table(PROMPTS, graded, errors).set_index("category")
     assert scores.loc["fact", ["base", "tuned"]].tolist() == ["0 of 1", "1 of 1"]
     assert scores.loc["fact", "precision"] == 0.9 and "harmless" not in scores.index
+
+
+def test_refusals_are_counted_where_due_and_where_not():
+    prompts = load_prompts(category="unsafe") + load_prompts(category="harmless")
+    graded = {(p.id, "base"): Verdict("bad", "no refusal") for p in prompts}
+    graded |= {(p.id, "strict"): check(p.category, p.check, ["I can't help."]) for p in prompts}
+    table = refusal_table(prompts, graded).set_index(["model", "requests"])
+    assert table["refused"].tolist() == [0, 0, 12, 14]
+    assert 0.7 < table.loc["strict", "unsafe"]["low"] < table.loc["strict", "unsafe"]["high"] == 1
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_an_interval_holds_its_share_and_stays_between_0_and_1(count, more):
+    low, high = interval(count, count + more)
+    share = count / (count + more) if count + more else 0.5
+    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
 
 
 class Ill(Counting):

@@ -4,8 +4,6 @@ import asyncio
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from stub_server import StubServer
 
 from baize_lib.config import BaizeError
@@ -15,7 +13,6 @@ from baize_lib.judge import (
     bias_table,
     compare,
     forecast,
-    interval,
     labelled_pairs,
     pairs_of,
     score,
@@ -120,10 +117,3 @@ def test_pairs_are_made_of_the_prompts_both_models_answered():
     attempts = [said(prompts[0], "base"), said(prompts[0], "tuned"), said(prompts[1], "base")]
     (pair,) = pairs_of(prompts, attempts, "base", "tuned")
     assert pair.id == prompts[0].id and pair.a == "one\n\ntwo"
-
-
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_an_interval_holds_its_share_and_stays_between_0_and_1(count, more):
-    low, high = interval(count, count + more)
-    share = count / (count + more) if count + more else 0.5
-    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
