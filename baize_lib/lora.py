@@ -1,0 +1,86 @@
+"""PEFT's LoRA layer in fewer passes over memory; the parameters and the result stay PEFT's.
+
+A LoRA layer computes y = W x + s B A drop(x). PEFT writes that as eight operations forward and a
+dozen backward, most of which only move numbers, and on a CPU moving is what takes the time. Here it
+is one operation: the low-rank part is added in place, backward is written out, and dropout draws
+eight mask entries from one random number (so its rate is a multiple of 1/256).
+
+    g = s B' dy        dx = W' dy + drop'(A' g)        dA = g drop(x)'        dB = s dy (A drop(x))'
+"""
+
+import functools
+from typing import Any
+
+__all__ = ["make_lean"]
+
+
+def make_lean(model: Any) -> int:
+    """Make the plain LoRA layers of a PEFT model lean while they train; returns how many.
+
+    Layers with DoRA, a bias or quantised weights keep PEFT's code. `model.unload()` undoes it.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    layers = [
+        layer
+        for layer in model.modules()
+        if type(layer) is Linear
+        and type(layer.base_layer) is torch.nn.Linear
+        and layer.base_layer.bias is None
+        and not layer.lora_variant
+    ]
+    for layer in layers:
+        layer.forward = functools.partial(_forward, layer)
+    return len(layers)
+
+
+def _forward(layer: Any, x: Any) -> Any:
+    if not layer.training or layer.disable_adapters or layer.merged:
+        return type(layer).forward(layer, x)
+    (name,) = layer.active_adapters
+    rate = getattr(layer.lora_dropout[name], "p", 0.0)
+    y = _operation().apply(
+        x.reshape(-1, x.shape[-1]), layer.base_layer.weight, layer.lora_A[name].weight,
+        layer.lora_B[name].weight, layer.scaling[name], round(256 * rate),
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], -1)
+
+
+@functools.cache
+def _operation() -> Any:
+    """The autograd function; made on first use, so that importing this module stays light."""
+    import torch
+
+    class LeanLora(torch.autograd.Function):
+        # x (tokens, in), w (out, in), a (rank, in), b (out, rank); drop in 256ths
+        @staticmethod
+        def forward(ctx: Any, x: Any, w: Any, a: Any, b: Any, scale: float, drop: int) -> Any:
+            scale = scale * 256 / (256 - drop)
+            keep = _keep(x, drop) if drop else None
+            low = _apply(keep, x) @ a.T.to(x.dtype)
+            ctx.save_for_backward(x, w, a, b, keep, low)
+            ctx.scale = scale
+            return (x @ w.T).addmm_(low, b.T.to(x.dtype), alpha=scale)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            x, w, a, b, keep, low = ctx.saved_tensors
+            g = (dy @ b.to(dy.dtype)).mul_(ctx.scale)
+            da = g.T @ _apply(keep, x)
+            db = (low.T @ dy).T * ctx.scale  # in this order the product is three times as fast
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx, a = dy @ w, a.to(dy.dtype)
+                dx = dx.addmm_(g, a) if keep is None else dx.add_(_apply(keep, g @ a))
+            return dx, None, da.to(a.dtype), db.to(b.dtype), None, None
+
+    def _keep(x: Any, drop: int) -> Any:
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        octets = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()]
+        return (octets >= drop).view_as(x)
+
+    def _apply(keep: Any, x: Any) -> Any:
+        return x if keep is None else keep.to(x.dtype).mul_(x)  # faster than x * keep
+
+    return LeanLora
