@@ -32,11 +32,11 @@ from baize_lib.ledger import Ledger, Underway, check_settings, read_settings
 from baize_lib.pricing import Budget, BudgetExceeded, CostMeter, Usage
 from baize_lib.prompts import Settings, system_prompt, transcript_request
 from baize_lib.sources import Seed
-from baize_lib.teacher import Reply, RunStopped, Teacher, TeacherError, token_bound
+from baize_lib.teacher import RunStopped, Teacher, TeacherError, token_bound
 
 __all__ = [
     "Settings", "self_chat", "collect", "Receipt", "Forecast", "forecast", "bill_by_role_and_turn",
-    "claim", "ledger_line", "transcript_line",
+    "Session", "claim", "todo", "sampling_seed", "ledger_line", "transcript_line",
 ]  # fmt: skip
 
 GRACE = 20.0  # seconds that answers under way are waited for when a run is stopped
@@ -58,7 +58,7 @@ class _Talk:
     seed: Seed
     teacher: Teacher
     settings: Settings
-    session: "_Session | None" = None
+    session: "Session | None" = None
     before: Underway = field(default_factory=Underway)
     calls: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Talk:
         try:
             reply = await self.teacher.chat(
                 messages, top_p=self.settings.top_p,
-                seed=_sampling_seed(self.seed.id, attempt, number), **request,
+                seed=sampling_seed(self.seed.id, attempt, number), **request,
             )  # fmt: skip
         except (BaizeError, asyncio.CancelledError) as error:
             usd = getattr(error, "uncertain_usd", 0.0)
@@ -106,7 +106,7 @@ class _Talk:
         }  # fmt: skip
         if self.session:
             await self.session.ledger.answered(self.seed.id, attempt, number, answer)
-            self.session.count_call(reply)
+            self.session.count_call(reply.usage, reply.cost_usd, reply.uncertain_usd)
         return answer
 
     def line(self, status: str, reason: str, ended: str) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _summary(reasons: list[str]) -> str:
     return "length" if "length" in reasons else reasons[-1] if reasons else ""
 
 
-def _sampling_seed(name: str, attempt: int, call: int) -> int:
+def sampling_seed(name: str, attempt: int, call: int) -> int:
     """The same for the same call of the same dialogue, whatever else is going on."""
     digest = hashlib.sha256(f"{name}\n{attempt}\n{call}".encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
@@ -292,7 +292,7 @@ def transcript_line(
 
 
 @dataclass(slots=True)
-class _Session:
+class Session:
     """What the dialogues of one `collect` share, and what they come to.
 
     Attributes:
@@ -371,15 +371,15 @@ class _Session:
                 self.closing = "budget"
                 return
             await self.ledger.append(record)
-            self._count_dialogue(record)
+            self.count_dialogue(record)
 
-    def count_call(self, reply: Reply) -> None:
+    def count_call(self, usage: Usage, usd: float, uncertain_usd: float = 0.0) -> None:
         self.calls += 1
-        self.usage += reply.usage
-        self.usd += reply.cost_usd
-        self.uncertain_usd += reply.uncertain_usd
+        self.usage += usage
+        self.usd += usd
+        self.uncertain_usd += uncertain_usd
 
-    def _count_dialogue(self, record: Mapping[str, Any]) -> None:
+    def count_dialogue(self, record: Mapping[str, Any]) -> None:
         status = record["status"]
         self.lines += 1
         self.statuses[status] += 1
@@ -460,11 +460,11 @@ async def collect(
     seeds = seeds if isinstance(seeds, Collection) else tuple(seeds)
     with Ledger(path) as opened:
         claim(path, seeds, teacher.model, settings)
-        session = _Session(opened, teacher, settings, meter)
+        session = Session(opened, teacher, settings, meter)
         session.read_ledger()
         try:
             await session.work(
-                _todo(seeds, opened, retry_failed), concurrency or teacher.max_concurrency
+                todo(seeds, opened, retry_failed), concurrency or teacher.max_concurrency
             )
         finally:
             session.remember_counted()
@@ -476,7 +476,7 @@ async def collect(
         return session.receipt(seeds, time.monotonic() - began)
 
 
-def _todo(seeds: Iterable[Seed], ledger: Ledger, retry_failed: bool) -> Iterator[tuple[Seed, int]]:
+def todo(seeds: Iterable[Seed], ledger: Ledger, retry_failed: bool) -> Iterator[tuple[Seed, int]]:
     """(seed, number of the attempt) for each seed that is still to be done."""
     earlier = dict(ledger.failed)
     for seed in seeds:
