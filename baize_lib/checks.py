@@ -104,7 +104,8 @@ def _covers(spec: dict[str, Any], replies: Sequence[str]) -> Verdict:
     """Mentions enough of the key facts."""
     covered = [name for name, words in spec["facts"].items() if _found(words, replies[0])]
     grade = _grade(len(covered), spec["need"])
-    return Verdict(grade, f"{len(covered)} of {len(spec['facts'])} facts: {', '.join(covered)}")
+    named = f": {', '.join(covered)}" if covered else ""
+    return Verdict(grade, f"{len(covered)} of {len(spec['facts'])} facts{named}")
 
 
 def _explains_pun(spec: dict[str, Any], replies: Sequence[str]) -> Verdict:
