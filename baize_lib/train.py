@@ -12,7 +12,6 @@ step 12/20  loss 1.432  181 tokens/s  35 s left
 """
 
 import contextlib
-import html
 import io
 import json
 import math
@@ -26,17 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
-from baize_lib.dialogue import TEMPLATE, Dialogue, Message, Piece, pieces
+from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import text_hash, write_atomic
 from baize_lib.lora import make_lean
 from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Base, quiet
+from baize_lib.tokens import IGNORED, Encoded, encode, mask_html, prompt_ids
 
 __all__ = [
     "Settings", "ARTICLE_SETTINGS", "Encoded", "encode", "encode_all", "prompt_ids", "mask_html",
     "Step", "Fit", "fit", "held_out_loss", "backward", "padding_waste",
 ]  # fmt: skip
-
-IGNORED = -100  # the label of a token that is read, not learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,73 +84,6 @@ ARTICLE_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One dialogue as tokens. `labels` equals `input_ids` where the loss counts, else IGNORED.
-
-    `num_cut` is the number of turns that did not fit into the allowed length.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    id: str = ""
-    num_cut: int = 0
-
-    @property
-    def num_labels(self) -> int:
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-def encode(
-    messages: Dialogue | Sequence[Message],
-    tokenizer: Any,
-    max_length: int = 512,
-    loss_on: str = "replies",
-    language: str = "en",
-) -> Encoded:
-    """Tokens and loss mask of one dialogue, cut to whole turns of at most `max_length` tokens.
-
-    Each piece of `dialogue.pieces` is tokenised by itself, so the mask falls exactly between
-    tokens, and a prompt's tokens are always a prefix of the tokens trained on.
-
-    Raises:
-        BaizeError: roles do not alternate, no reply, or a tokenizer without an end token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise BaizeError("the tokenizer has no end token, so replies could not learn to stop")
-    if loss_on not in ("replies", "all"):
-        raise BaizeError(f"loss_on={loss_on!r} is unknown: use 'replies' or 'all'")
-    id = messages.id if isinstance(messages, Dialogue) else ""
-    spoken = messages.messages if isinstance(messages, Dialogue) else messages
-    laid_out = pieces(spoken, language=language)
-    ids, labels = _start(tokenizer), [IGNORED] * len(_start(tokenizer))
-    for i in range(0, len(laid_out), 2):  # a question and its reply
-        parts = [_piece_ids(piece, tokenizer) for piece in laid_out[i : i + 2]]
-        if len(ids) + sum(map(len, parts)) > max_length:
-            return Encoded(ids, labels, id, (len(laid_out) - i) // 2)
-        for piece, part in zip(laid_out[i : i + 2], parts, strict=True):
-            ids += part
-            labels += part if piece.learn or loss_on == "all" else [IGNORED] * len(part)
-    return Encoded(ids, labels, id)
-
-
-def prompt_ids(messages: Sequence[Message], tokenizer: Any, language: str = "en") -> list[int]:
-    """The tokens a model is asked with: those of training, up to the open assistant tag."""
-    laid_out = pieces(messages, language=language, open_reply=True)
-    return [*_start(tokenizer), *(t for piece in laid_out for t in _piece_ids(piece, tokenizer))]
-
-
-def _start(tokenizer: Any) -> list[int]:
-    """The begin token, for tokenizers that put one (LLaMA's do)."""
-    return [t for t in tokenizer("").input_ids if t == tokenizer.bos_token_id]
-
-
-def _piece_ids(piece: Piece, tokenizer: Any) -> list[int]:
-    # a "<|im_end|>" typed in a dialogue stays text: only we put end tokens
-    ids = tokenizer(piece.text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return [*ids, tokenizer.eos_token_id] if piece.learn else ids
-
-
 def encode_all(
     dialogues: Sequence[Dialogue], tokenizer: Any, settings: Settings
 ) -> tuple[list[Encoded], Counter[str]]:
@@ -176,20 +107,6 @@ def encode_all(
         reasons["cut at a turn"] += row.num_cut > 0
         rows.append(replace(row, id=row.id or str(number)))
     return rows, +reasons
-
-
-def mask_html(encoded: Encoded, tokenizer: Any) -> str:
-    """The dialogue as HTML: what is learnt on orange with a solid line, the rest on blue."""
-    spans, ids = [], encoded.input_ids
-    learnt = [label != IGNORED for label in encoded.labels]
-    edges = [i for i in range(len(ids)) if i == 0 or learnt[i] != learnt[i - 1]]
-    for start, end in zip(edges, [*edges[1:], len(ids)], strict=True):
-        colour, line = ("#D55E00", "solid") if learnt[start] else ("#0072B2", "dotted")
-        style = f"background:{colour}33;border-bottom:2px {line} {colour}"
-        spans.append(
-            f'<span style="{style}">{html.escape(tokenizer.decode(ids[start:end]))}</span>'
-        )
-    return f'<pre style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</pre>'
 
 
 def padding_waste(rows: Sequence[Encoded], settings: Settings | None = None) -> float:
