@@ -49,8 +49,9 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
     notebook = nbformat.read(path, as_version=4)
     spent, begun, error = _spent(run), time.perf_counter(), ""
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    )
+        notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": path.parent}},
+    )  # fmt: skip
     try:
         client.execute()
     except CellExecutionError as failure:
