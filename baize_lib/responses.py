@@ -44,7 +44,10 @@ class TeacherError(BaizeError):
 
 
 class RunStopped(TeacherError):  # noqa: N818
-    """No other call can do better: the run has to stop until a person changes something."""
+    """No other call can do better: the run has to stop until a person changes something.
+
+    The teacher refuses every later call for the same reason; make a new one to go on.
+    """
 
 
 class KeyRejected(RunStopped):

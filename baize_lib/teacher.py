@@ -437,7 +437,9 @@ def local_teacher(
         num_slots: calls answered at the same time; more wait.
         context: tokens a dialogue may have, prompt and reply.
 
-    The server runs in this process, once for the same arguments, and ends with it.
+    The server runs in this process, once for the same arguments, and ends with it. It keeps the
+    prompts it has read, so each turn of a dialogue reads only what is new. The same call with the
+    same seed gives the same text on a quiet server; among others, rounding may part the ways.
     """
     address, key = _local_server(num_slots, context)
     return Teacher(
