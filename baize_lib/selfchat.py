@@ -41,7 +41,7 @@ __all__ = [
 
 GRACE = 20.0  # seconds that answers under way are waited for when a run is stopped
 FAILURES_IN_A_ROW = 20  # so many, with nothing else between, stop a run
-QUESTION_TRIES = 3
+QUESTION_TRIES = 4
 
 
 # ---- one dialogue
@@ -69,10 +69,15 @@ class _Talk:
         self, role: str, turn: int, messages: list[dict[str, str]], **request: Any
     ) -> tuple[str, str]:
         """(text, finish reason) of the next call: from the journal if it was paid for before."""
-        if len(self.calls) < len(self.before.answers):
-            answer = self.before.answers[len(self.calls)]
-        else:
-            answer = await self._pay(role, turn, messages, request)
+        number, known = len(self.calls), self.before.answers
+        if number < len(known) and (known[number]["role"], known[number]["turn"]) != (role, turn):
+            raise BaizeError(
+                f"the journal of dialogue {self.seed.id!r} was written by another version of the "
+                "course: go on with that one, or use another run folder (BAIZE_RUN)"
+            )
+        answer = (
+            known[number] if number < len(known) else await self._pay(role, turn, messages, request)
+        )
         self.calls.append(answer)
         return answer["text"], answer["finish_reason"]
 
@@ -218,13 +223,13 @@ async def _turns(talk: _Talk) -> dict[str, Any]:
 
 
 async def _next_question(talk: _Talk, turn: int) -> str:
-    """What the human asks next; "" when there is nothing new to ask."""
-    settings = talk.settings
+    """What the human asks next, each try a little bolder; "" when there is nothing new to ask."""
+    settings, temperature = talk.settings, talk.settings.question_temperature
     shown = prompts.question_messages(talk.messages, settings.language)
-    for _ in range(QUESTION_TRIES):
+    for number in range(QUESTION_TRIES):
         text, reason = await talk.ask(
             "user", turn, shown, max_tokens=settings.question_tokens,
-            temperature=settings.question_temperature,
+            temperature=None if temperature is None else min(temperature + 0.2 * number, 1.4),
             extra=_held(talk, prompts.QUESTION_GRAMMAR[settings.language], 1.05),
         )  # fmt: skip
         question = prompts.clean_question(text)
@@ -351,6 +356,7 @@ class Session:
                 task.result()
         except BaseException as error:
             self.stopped = "interrupted" if isinstance(error, asyncio.CancelledError) else "error"
+            print(f"stopping: answers under way are waited for, {GRACE:.0f} s at most")
             await asyncio.wait(tasks, timeout=GRACE)  # answers under way are worth keeping
             raise
         finally:
@@ -372,6 +378,17 @@ class Session:
                 return
             await self.ledger.append(record)
             self.count_dialogue(record)
+            self._check_luck(record)
+
+    def _check_luck(self, record: Mapping[str, Any]) -> None:
+        """Stop a run in which nothing succeeds."""
+        self.failures_in_a_row = (record["status"] == "failed") * (self.failures_in_a_row + 1)
+        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+            raise BaizeError(
+                f"{FAILURES_IN_A_ROW} dialogues in a row failed, the last one with: "
+                f"{record['reason']}. Nothing is lost: when the cause is mended, go on with "
+                "collect(..., retry_failed=True)"
+            )
 
     def count_call(self, usage: Usage, usd: float, uncertain_usd: float = 0.0) -> None:
         self.calls += 1
@@ -387,13 +404,6 @@ class Session:
         self.cut += record["finish_reasons"].count("length")
         if self.meter:
             self.meter.add(record)
-        self.failures_in_a_row = self.failures_in_a_row + 1 if status == "failed" else 0
-        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-            raise BaizeError(
-                f"{FAILURES_IN_A_ROW} dialogues in a row failed, the last one with: "
-                f"{record['reason']}. Nothing is lost: when the cause is mended, go on with "
-                "collect(..., retry_failed=True)"
-            )
 
     def receipt(self, seeds: Collection[Seed], seconds: float) -> Receipt:
         done = self.ledger.done

@@ -94,9 +94,9 @@ def test_a_row_that_cannot_succeed_is_recorded_with_its_reason(stub, tmp_path):
 
 def test_a_row_that_always_fails_is_given_up_after_the_last_round(stub, tmp_path):
     path = tmp_path / "l.jsonl"
-    stub.script_rows(*["500"] * 3)
-    receipt = run(stub, path, 1, max_rounds=3)
-    assert (receipt.failed, batches(stub), statuses(path)) == (1, 3, ["failed"])
+    stub.script_rows(*["500"] * 90)
+    receipt = run(stub, path, 30, max_rounds=3)
+    assert (receipt.failed, batches(stub), statuses(path)) == (30, 3, ["failed"] * 30)
 
 
 def test_cut_and_malformed_rows_are_what_they_are(stub, tmp_path):

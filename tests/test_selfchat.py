@@ -119,7 +119,9 @@ class TestTurns:
         stub.reply = lambda body: "How do the bees make honey?" if is_question(body) else "So."
         line = one(stub, Settings(num_turns=3))
         assert line["ended"] == "no more questions"
-        assert [c["role"] for c in line["calls"]] == ["assistant"] + ["user"] * 3
+        assert [c["role"] for c in line["calls"]] == ["assistant"] + ["user"] * 4
+        heat = [body["temperature"] for body in asked(stub)[1:]]
+        assert heat == pytest.approx([0.8, 1.0, 1.2, 1.4])
 
     def test_replies_cut_by_max_tokens_are_marked(self, stub):
         stub.script("ok", "ok", "length")
@@ -322,6 +324,17 @@ class TestStops:
         assert stub.answered < 120
         receipt = run(stub, path, 40)
         assert (receipt.left, receipt.paid_again, stub.answered) == (0, 0, 120)
+
+    def test_a_journal_of_another_version_is_refused_and_kept(self, stub, tmp_path):
+        path = tmp_path / "l.jsonl"
+        run(stub, path, 1)
+        bill = {"usage": {"input": 1}, "cost_usd": 0.0, "uncertain": [0, 0]}
+        answer = {"role": "user", "turn": 0, "text": "?", "finish_reason": "stop"} | bill
+        line = json.dumps({"id": "s-1", "attempt": 1, "call": 0, "answer": answer}) + "\n"
+        journal_file(path).write_text(line)
+        with pytest.raises(BaizeError, match="another version of the course"):
+            run(stub, path, 2)
+        assert journal_file(path).read_text() == line
 
     def test_a_call_given_up_is_counted_as_perhaps_billed(self, stub, tmp_path, monkeypatch):
         monkeypatch.setattr(selfchat, "GRACE", 0.05)
