@@ -23,7 +23,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,7 @@ class Base:
         name: what was asked for: "embedded", a hub name or a folder.
         precision: one of `PRECISIONS` except "auto".
         reason: why this precision, for the reader.
+        attached: the adapters on it, kept by `lora.attach` and `lora.select`.
     """
 
     model: Any
@@ -229,6 +230,7 @@ class Base:
     name: str
     precision: str
     reason: str
+    attached: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_base(name: str = "embedded", precision: str = "auto") -> Base:

@@ -27,7 +27,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import text_hash, write_atomic
-from baize_lib.lora import make_lean
+from baize_lib.lora import detach, make_lean
 from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Base, quiet
 from baize_lib.tokens import IGNORED, Encoded, encode, mask_html, prompt_ids
 
@@ -329,6 +329,7 @@ def _add_adapter(base: Base, settings: Settings) -> Any:
             f"rank={settings.rank}, num_epochs={settings.num_epochs}, "
             f"batch_size={settings.batch_size}: each must be at least 1"
         )
+    detach(base)
     with quiet(), torch.random.fork_rng():
         from peft import LoraConfig, get_peft_model
 
@@ -502,14 +503,14 @@ def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         with quiet():
-            run.model.save_pretrained(part)
+            run.model.save_pretrained(part, save_embedding_layers=False)
         write_atomic(part / "baize_run.json", json.dumps(_card(run, result) | about, indent=1))
         saved = load_file(part / "adapter_model.safetensors")
     except OSError as error:
         raise BaizeError(
             f"the adapter was not written to {part} ({error}): free some disk space and run again"
         ) from error
-    meant = get_peft_model_state_dict(run.model)
+    meant = get_peft_model_state_dict(run.model, save_embedding_layers=False)
     if saved.keys() != meant.keys() or any(
         not torch.equal(saved[name], value.cpu()) for name, value in meant.items()
     ):

@@ -1,0 +1,249 @@
+"""Replies stop where they should, whoever else is in the batch, and adapters never mix."""
+
+import functools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baize_lib import lora
+from baize_lib.chat import ChatModel, _Writer
+from baize_lib.config import BaizeError
+from baize_lib.dialogue import TEMPLATE, Dialogue, Message
+from baize_lib.models import load_base, quiet, student_dir
+from baize_lib.train import Settings, fit
+
+QUESTIONS = [
+    [Message("user", "What is the capital of Tanzania?")],
+    [Message("user", "Hi")],
+    [
+        Message("user", "Name a fruit."),
+        Message("assistant", "An apple."),
+        Message("user", "Now name another one, and tell me what colour it has."),
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("embedded", "float32")
+
+
+def write_adapter(folder, seed, card=None, config=None):
+    """An adapter of the embedded model's shape with random weights, as PEFT would save it."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    with quiet(), torch.device("meta"):
+        model = LlamaForCausalLM(config or AutoConfig.from_pretrained(student_dir()))
+        peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    torch.manual_seed(seed)
+    weights = {
+        name.replace(".default", ""): 0.05 * seed * torch.randn(p.shape)
+        for name, p in peft.named_parameters()
+        if p.requires_grad
+    }
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    peft.peft_config["default"].save_pretrained(folder)
+    card = {"base_model": "embedded", "template": TEMPLATE, "language": "en"} | (card or {})
+    (folder / "baize_run.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    root = tmp_path_factory.mktemp("adapters")
+    return {"tuned": write_adapter(root / "a", 1), "other": write_adapter(root / "b", 2)}
+
+
+@pytest.fixture(scope="module")
+def chat(base, adapters):
+    return ChatModel(base, adapters)
+
+
+GREEDY = {"temperature": 0, "max_tokens": 10}
+
+
+@pytest.mark.parametrize("model", ["base", "tuned"])
+def test_greedy_replies_of_a_batch_equal_those_given_one_by_one(chat, model):
+    together = chat.reply_batch(QUESTIONS, model, **GREEDY)
+    alone = [chat.reply(question, model, **GREEDY) for question in QUESTIONS]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.stopped_by for a in together] == [a.stopped_by for a in alone]
+
+
+def test_sampled_replies_are_repeatable_and_do_not_depend_on_their_neighbours(chat):
+    options = {"max_tokens": 8, "seed": 3}
+    together = chat.reply_batch(QUESTIONS, **options)
+    assert chat.reply(QUESTIONS[1], **options).text == together[1].text
+    assert chat.reply(QUESTIONS[1], **(options | {"seed": 4})).text != together[1].text
+
+
+def test_the_parts_of_a_stream_make_up_the_reply(chat):
+    parts = list(chat.stream(QUESTIONS[0], **GREEDY))
+    assert "".join(parts) == chat.reply(QUESTIONS[0], **GREEDY).text
+    assert len(parts) > 3
+
+
+def test_the_cached_decoder_writes_what_the_whole_text_computed_anew_would(chat, base):
+    from baize_lib.tokens import prompt_ids
+
+    said = chat.reply(QUESTIONS[0], **GREEDY).text
+    ids = prompt_ids(QUESTIONS[0], base.tokenizer)
+    for _ in range(GREEDY["max_tokens"]):
+        with torch.no_grad():
+            ids.append(int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    start = len(prompt_ids(QUESTIONS[0], base.tokenizer))
+    assert base.tokenizer.decode(ids[start:]).strip().startswith(said)
+
+
+def test_base_and_adapters_answer_differently_from_one_copy_of_the_weights(chat, base, adapters):
+    alone = {name: ChatModel(base, {name: adapters[name]}) for name in adapters}
+    models = ("base", "tuned", "other")
+    texts = {model: chat.reply(QUESTIONS[0], model, **GREEDY).text for model in models}
+    assert len(set(texts.values())) == 3
+    for name, model in alone.items():
+        assert model.reply(QUESTIONS[0], name, **GREEDY).text == texts[name]
+    weights = {p.data_ptr(): p.numel() for p in base.model.parameters()}
+    assert sum(weights.values()) < 1.02 * 134_515_008
+
+
+def test_two_streams_may_take_turns_without_mixing(chat):
+    streams = {name: chat.stream(QUESTIONS[0], name, **GREEDY) for name in ("base", "tuned")}
+    said = dict.fromkeys(streams, "")
+    for _ in range(10):
+        for name, stream in streams.items():
+            said[name] += next(stream, "")
+    for name, text in said.items():
+        assert text == chat.reply(QUESTIONS[0], name, **GREEDY).text
+
+
+def test_after_a_reply_the_base_is_itself_again(chat, base):
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        before = base.model(input_ids=ids).logits
+        chat.reply(QUESTIONS[1], "tuned", **GREEDY)
+        assert torch.equal(base.model(input_ids=ids).logits, before)
+
+
+def test_training_on_a_base_in_use_takes_the_adapters_off_and_they_come_back(chat, base, tmp_path):
+    expected = chat.reply(QUESTIONS[1], "tuned", **GREEDY).text
+    talk = Dialogue((Message("user", "a"), Message("assistant", "b")))
+    settings = Settings(num_epochs=1, rank=1, targets=("q_proj",))
+    fit(base, [talk, talk], [], tmp_path / "new", settings)
+    assert chat.reply(QUESTIONS[1], "tuned", **GREEDY).text == expected
+    assert ChatModel(base, {"new": tmp_path / "new"}).reply(QUESTIONS[1], "new", **GREEDY).text
+    lora.detach(base)
+    assert not any("lora" in name for name, _ in base.model.named_modules())
+
+
+# --- stopping
+
+
+def write(base, text, end=False, max_tokens=99):
+    writer = _Writer(base.tokenizer, [], max_tokens, None)
+    shown = []
+    for token in [*base.tokenizer(text).input_ids, *([base.tokenizer.eos_token_id] * end)]:
+        if not writer.stopped_by:
+            writer.write(token)
+            shown.append(writer.settled())
+    return writer.answer(), shown
+
+
+def test_a_reply_stops_at_the_end_token(base):
+    answer, _ = write(base, " Dodoma.", end=True)
+    assert (answer.text, answer.stopped_by) == ("Dodoma.", "end")
+
+
+def test_a_reply_stops_at_a_tag_however_it_falls_into_tokens(base):
+    for tag in ("[|Human|]", "[|AI|]"):
+        assert len(base.tokenizer(tag).input_ids) > 1
+        answer, shown = write(base, f" Dodoma.\n{tag} And where is it?")
+        assert (answer.text, answer.stopped_by) == ("Dodoma.", "tag")
+        assert set(shown) <= {"", "D", "Dod", "Dodoma", "Dodoma."}
+
+
+def test_a_reply_stops_at_the_length_allowed(base):
+    answer, _ = write(base, " one two three four five", max_tokens=3)
+    assert (answer.text, answer.stopped_by, answer.num_tokens) == ("one two three", "length", 3)
+
+
+@functools.cache
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(student_dir())
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("a[|HumanAI] \n坦😀"), max_size=30))
+def test_what_a_stream_has_shown_is_never_taken_back(text):
+    writer = _Writer(tokenizer(), [], 10**6, None)
+    shown = ""
+    for token in writer.tokenizer(text).input_ids:
+        if not writer.stopped_by:
+            writer.write(token)
+            assert writer.settled().startswith(shown)
+            shown = writer.settled()
+    assert writer.answer().text.startswith(shown)
+
+
+# --- history and refusals
+
+
+def test_history_is_kept_within_the_context_by_whole_turns(base):
+    turn = [Message("user", "Why? " * 20), Message("assistant", "Because. " * 20)]
+    talk = [Message("system", "Be kind."), *turn * 5, Message("user", "And now?")]
+    chat = ChatModel(base, context=150)
+    text = base.tokenizer.decode(chat._prompt(talk, 20, "en"))
+    assert text.startswith("Be kind.\n[|Human|] Why?")
+    assert text.endswith("[|Human|] And now?\n[|AI|]")
+    assert text.count("Because. " * 19) == text.count("Why? " * 19) == 1
+
+
+def test_a_question_that_cannot_fit_is_refused_with_what_to_do(base):
+    with pytest.raises(BaizeError, match="exceeds the context of 60: shorten it"):
+        ChatModel(base, context=60).reply([Message("user", "why " * 60)], max_tokens=10)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(chat):
+    with pytest.raises(BaizeError, match="'best' is not loaded: use one of base, tuned, other"):
+        chat.reply(QUESTIONS[0], "best")
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        ({"base_model": "huggyllama/llama-7b"}, "base_model 'huggyllama/llama-7b'.*'embedded'"),
+        ({"template": "baize-v1"}, f"template 'baize-v1'.*{TEMPLATE!r}".replace("+", r"\+")),
+    ],
+)
+def test_an_adapter_of_another_base_or_template_is_refused_naming_both(base, tmp_path, card, says):
+    with pytest.raises(BaizeError, match=says):
+        ChatModel(base, {"tuned": write_adapter(tmp_path / "x", 1, card)})
+
+
+def test_a_folder_without_a_card_is_refused(base, tmp_path):
+    folder = write_adapter(tmp_path / "x", 1)
+    (folder / "baize_run.json").unlink()
+    with pytest.raises(BaizeError, match="has no baize_run.json"):
+        ChatModel(base, {"tuned": folder})
+
+
+def test_an_adapter_whose_weights_do_not_fit_is_refused(base, tmp_path):
+    config = replace_config(hidden_size=288)
+    with pytest.raises(BaizeError, match="does not fit"):
+        ChatModel(base, {"tuned": write_adapter(tmp_path / "x", 1, config=config)})
+
+
+def replace_config(**changes):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(student_dir())
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
