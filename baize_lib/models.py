@@ -33,6 +33,7 @@ from baize_lib.files import sha256_of, write_atomic
 __all__ = [
     "EMBEDDED_TITLE", "embedded_model_file", "student_dir", "Base", "load_base", "PRECISIONS",
     "Shape", "ARTICLE_SHAPES", "ARTICLE_TARGETS", "ALL_LINEAR", "trainable_parameters", "quiet",
+    "BYTES_PER_WEIGHT",
 ]  # fmt: skip
 
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"

@@ -29,11 +29,13 @@ from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import text_hash, write_atomic
 from baize_lib.lora import detach, make_lean
 from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Base, quiet
+from baize_lib.planner import plan
 from baize_lib.tokens import IGNORED, Encoded, encode, mask_html, prompt_ids
 
 __all__ = [
     "Settings", "ARTICLE_SETTINGS", "Encoded", "encode", "encode_all", "prompt_ids", "mask_html",
     "Step", "Fit", "fit", "held_out_loss", "backward", "padding_waste",
+    "plan",
 ]  # fmt: skip
 
 
