@@ -92,11 +92,12 @@ def test_a_room_imports_nothing_heavy_and_only_from_the_floors_below(room):
 
 
 FLOOR = {
-    "config": 0, "files": 0, "dialogue": 0, "pricing": 0, "similarity": 0,
-    "sources": 1, "ledger": 1, "records": 1, "inspection": 1, "teacher": 1, "models": 1,
-    "sandbox": 1,
-    "seeds": 2, "selfchat": 2, "corpus": 2, "chat": 2, "checks": 2,
-    "batch": 3, "train": 3, "evaluate": 3,
+    "config": 0, "files": 0, "dialogue": 0, "pricing": 0, "budget": 0, "similarity": 0,
+    "sources": 1, "prompts": 1, "records": 1, "inspection": 1, "ledger": 1, "tokens": 1,
+    "responses": 1, "keys": 1, "teacher": 1, "models": 1, "sandbox": 1,
+    "seeds": 2, "bill": 2, "selfchat": 2, "batch": 2, "corpus": 2, "checks": 2, "lora": 2,
+    "chat": 2, "planner": 2,
+    "train": 3, "evaluate": 3, "judge": 3,
     "plots": 4, "page": 4, "demo": 4, "publish": 4,
     "exercises": 5, "show": 5, "course": 5,
 }  # fmt: skip
