@@ -117,7 +117,7 @@ class Forecast:
 
 FORECAST_RULE = (
     "a token is 4 characters (1 in Chinese) and 4 more a message; replies fill 70% of max_tokens, "
-    "follow-up questions take 14 tokens, every dialogue has all its turns, nothing is cached"
+    "follow-up questions take 14 tokens and one try; all turns are taken, nothing is cached"
 )
 
 
