@@ -4,4 +4,9 @@ Seeds -> self-chat -> corpus -> adapter -> evaluation -> demo: import the step y
 ``from baize_lib.selfchat import collect``. Nothing heavy is loaded before it is used.
 """
 
+import warnings
+
+# The course uses plain-text progress, so tqdm need not ask for widgets in every notebook.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 __version__ = "0.1.0"
