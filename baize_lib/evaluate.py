@@ -197,7 +197,7 @@ def ask(
         chat: a `chat.ChatModel`.
         models: names the chat model knows, such as "base" and "tuned".
         attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
-        sampling: passed on to `chat.reply_batch` (max_tokens, temperature…) and logged.
+        sampling: passed on to `chat.reply_batch` (max_tokens, temperature, language…) and logged.
 
     Returns:
         Attempt 1 of every prompt and model.
@@ -410,9 +410,9 @@ def health(attempts: Iterable[Attempt]):
 
     rows = [
         {
-            "model": attempt.model, "replies": 1, "stops": line["stopped_by"] in _ENDED,
+            "model": attempt.model, "replies": 1, "stops": line["stopped_by"] == "end",
             "cut": line["stopped_by"] == "length",
-            "tags": line["stopped_by"] in _TAGGED or any(tag in line["text"] for tag in _TAGS),
+            "tags": line["stopped_by"] == "tag" or any(tag in line["text"] for tag in _TAGS),
             "empty": not line["text"].strip(), "repetition": repetition(line["text"]),
             "tokens": line["num_tokens"],
         }
@@ -423,7 +423,6 @@ def health(attempts: Iterable[Attempt]):
     return frame.mean().assign(replies=frame.size()).reset_index()
 
 
-_ENDED, _TAGGED = ("end", "eos"), ("tag",)
 _TAGS = (HUMAN_TAG, AI_TAG, "[Human]", "[AI]", "<|im_")
 
 
