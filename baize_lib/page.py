@@ -69,9 +69,9 @@ def _text(raw: str) -> str:
 def _lead(prompts: Sequence[Prompt], models: Sequence[str]) -> str:
     return (
         f"{len(prompts)} prompts, asked of {', '.join(map(_text, models))}. "
-        "Every answer is the model's first attempt, unless it is marked as picked. The verdicts are "
-        "those of small automatic checks, which err. Where the article (QbitAI, April 2023) asked "
-        "the same, its verdicts stand below."
+        "Every answer is the model's first attempt, unless it is marked as picked. The verdicts "
+        "are those of small automatic checks, which err. Where the article (QbitAI, April 2023) "
+        "asked the same, its verdicts stand below."
     )
 
 
