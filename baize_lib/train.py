@@ -20,13 +20,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue
-from baize_lib.files import text_hash, write_atomic
+from baize_lib.files import read_jsonl, text_hash, write_atomic, write_jsonl
 from baize_lib.lora import detach, make_lean
 from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Base, quiet
 from baize_lib.planner import plan
@@ -286,7 +286,8 @@ def fit(
     """Train a LoRA adapter and save it, checked, to `adapter_dir`; the base is left as it was.
 
     A killed run goes on from its last checkpoint (`<adapter_dir>.checkpoint`) when called again,
-    with the same losses as if it had never stopped.
+    with the same losses as if it had never stopped; a finished one is not trained again. An
+    adapter of another corpus or other settings is moved aside, never overwritten.
 
     Args:
         about: more entries for the adapter's card, `baize_run.json` (for example the tier).
@@ -306,6 +307,9 @@ def fit(
     model = _add_adapter(base, settings)
     try:
         run = _Run(base, model, rows, settings, adapter_dir)
+        if finished := _finished(run):
+            print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
+            return finished
         before = held_out_loss(model, held_out) if held_out else None
         run.train(on_step)
         after = held_out_loss(model, held_out) if held_out else None
@@ -493,6 +497,33 @@ def _out_of_memory(settings: Settings) -> Iterator[None]:
         ) from error
 
 
+def _finished(run: _Run) -> Fit | None:
+    """The result in the adapter's folder, if it is of the same corpus, base and settings."""
+    try:
+        card = json.loads((run.adapter_dir / "baize_run.json").read_text(encoding="utf-8"))
+        if card["identity"] != json.loads(json.dumps(run.identity)):
+            return None
+        history = tuple(Step(**row) for row in read_jsonl(run.adapter_dir / "history.jsonl"))
+        known = {name: card[name] for name in _KEPT}
+    except (OSError, ValueError, KeyError, TypeError, BaizeError):
+        return None
+    return Fit(adapter_dir=run.adapter_dir, history=history, **known)
+
+
+_KEPT = tuple(field.name for field in fields(Fit) if field.name not in ("adapter_dir", "history"))
+
+
+def _set_aside(adapter_dir: Path) -> None:
+    """Rename what stands where an adapter is to be written: it cost somebody an afternoon."""
+    if not adapter_dir.exists():
+        return
+    number = 1
+    while (aside := adapter_dir.with_name(f"{adapter_dir.name}.{number}")).exists():
+        number += 1
+    adapter_dir.rename(aside)
+    print(f"an earlier adapter, of another corpus or other settings, is kept in {aside.name}/")
+
+
 def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
     """Write the adapter beside its place, read it back, compare, and only then put it there."""
     import torch
@@ -506,6 +537,7 @@ def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
     try:
         with quiet():
             run.model.save_pretrained(part, save_embedding_layers=False)
+        write_jsonl(part / "history.jsonl", map(asdict, result.history))
         write_atomic(part / "baize_run.json", json.dumps(_card(run, result) | about, indent=1))
         saved = load_file(part / "adapter_model.safetensors")
     except OSError as error:
@@ -517,8 +549,7 @@ def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
         not torch.equal(saved[name], value.cpu()) for name, value in meant.items()
     ):
         raise BaizeError(f"{part} does not read back as it was written: check the disk")
-    if target.exists():
-        shutil.rmtree(target)
+    _set_aside(target)
     part.rename(target)
     run.file.unlink(missing_ok=True)
 
@@ -532,14 +563,8 @@ def _card(run: _Run, result: Fit) -> dict[str, Any]:
         "language": run.settings.language,
         "precision": run.base.precision,
         "corpus": run.identity["corpus"],
+        "identity": run.identity,
         "settings": asdict(run.settings),
-        "loss_before": result.loss_before,
-        "loss_after": result.loss_after,
-        "num_dialogues": result.num_dialogues,
-        "num_tokens": result.num_tokens,
-        "num_labels": result.num_labels,
-        "num_trainable": result.num_trainable,
-        "seconds": round(result.seconds, 1),
-        "tokens_per_second": round(result.tokens_per_second, 1),
+        **{name: getattr(result, name) for name in _KEPT},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }

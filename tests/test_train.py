@@ -330,3 +330,17 @@ def test_a_corpus_too_small_to_train_on_is_refused(tmp_path, corpus):
 def test_variants_of_lora_train_too(tmp_path, extra):
     result = fit(tiny_base(), TALKS, TALKS[:2], tmp_path / "a", replace(FAST, **extra))
     assert result.loss_after < result.loss_before
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
+    first = fit(tiny_base(), TALKS, TALKS[:2], tmp_path / "adapter", FAST)
+    again = fit(tiny_base(), TALKS, TALKS[:2], tmp_path / "adapter", FAST)
+    assert again == first
+    assert "nothing is trained again" in capsys.readouterr().out
+
+
+def test_an_adapter_of_other_settings_is_kept_beside_the_new_one(tmp_path, capsys):
+    fit(tiny_base(), TALKS, [], tmp_path / "adapter", FAST)
+    fit(tiny_base(), TALKS, [], tmp_path / "adapter", replace(FAST, rank=2))
+    assert (tmp_path / "adapter.1" / "adapter_model.safetensors").is_file()
+    assert "kept in adapter.1/" in capsys.readouterr().out
