@@ -4,12 +4,12 @@ A reader of a model must learn what it was trained on, with which teacher, and w
 `model_card` writes that from `baize_run.json`; nothing in it is typed by hand.
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.files import write_atomic
+from baize_lib.lora import read_card
 
 if TYPE_CHECKING:
     from baize_lib.models import Base
@@ -17,21 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["model_card", "merge", "push"]
 
 
-def read_card(adapter_dir: Path | str) -> dict[str, Any]:
-    """The adapter's `baize_run.json`.
-
-    Raises:
-        BaizeError: the folder holds no adapter of this course.
-    """
-    path = Path(adapter_dir) / "baize_run.json"
-    if not path.is_file():
-        raise BaizeError(f"{adapter_dir} has no baize_run.json: train one in 04_lora_training")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def model_card(adapter_dir: Path | str, *, teacher: str) -> str:
     """Write the adapter's README.md (the hub's model-card format) and return it."""
     card = read_card(adapter_dir)
+    held_out = "not measured"
+    if card["loss_after"] is not None:
+        held_out = f"{card['loss_before']:.3f} before, {card['loss_after']:.3f} after"
     text = f"""---
 base_model: {card["base_model"]}
 library_name: peft
@@ -46,7 +37,7 @@ LoRA adapter for `{card["base_model"]}`, trained by the Baize course on dialogue
 | | |
 |---|---|
 | training tokens | {card["num_tokens"]:,} in {card["seconds"]:.0f} s |
-| held-out loss | {card["loss_before"]:.3f} before, {card["loss_after"]:.3f} after (nats a token) |
+| held-out loss, nats a token | {held_out} |
 | corpus (hash) | `{card["corpus"]}` |
 | template | `{card["template"]}` |
 
