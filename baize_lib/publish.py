@@ -10,28 +10,32 @@ from typing import TYPE_CHECKING
 from baize_lib.config import BaizeError
 from baize_lib.files import write_atomic
 from baize_lib.lora import read_card
+from baize_lib.models import EMBEDDED_TITLE
 
 if TYPE_CHECKING:
     from baize_lib.models import Base
 
 __all__ = ["model_card", "merge", "push"]
 
+EMBEDDED_ON_HUB = f"HuggingFaceTB/{EMBEDDED_TITLE}"
+
 
 def model_card(adapter_dir: Path | str, *, teacher: str) -> str:
     """Write the adapter's README.md (the hub's model-card format) and return it."""
     card = read_card(adapter_dir)
+    base = EMBEDDED_ON_HUB if card["base_model"] == "embedded" else card["base_model"]
     held_out = "not measured"
     if card["loss_after"] is not None:
         held_out = f"{card['loss_before']:.3f} before, {card['loss_after']:.3f} after"
     text = f"""---
-base_model: {card["base_model"]}
+base_model: {base}
 library_name: peft
 pipeline_tag: text-generation
 tags: [lora, self-chat, baize-course]
 ---
 # A chatbot trained on self-chat
 
-LoRA adapter for `{card["base_model"]}`, trained by the Baize course on dialogues that
+LoRA adapter for `{base}`, trained by the Baize course on dialogues that
 `{teacher}` had with itself.
 
 | | |
