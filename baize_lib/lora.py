@@ -22,7 +22,7 @@ from baize_lib.dialogue import TEMPLATE
 from baize_lib.files import sha256_of
 from baize_lib.models import Base, quiet
 
-__all__ = ["read_card", "attach", "select", "detach", "make_lean"]
+__all__ = ["read_card", "attach", "select", "detach", "lean"]
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
@@ -100,25 +100,41 @@ def detach(base: Base) -> None:
         base.attached.clear()
 
 
-def make_lean(model: Any) -> int:
-    """Make the plain LoRA layers of a PEFT model lean while they train; returns how many.
+@contextlib.contextmanager
+def lean(model: Any) -> Iterator[int]:
+    """Make a PEFT model's plain LoRA layers and norms lean inside the `with`; gives how many.
 
-    Layers with DoRA, a bias or quantised weights keep PEFT's code. `model.unload()` undoes it.
+    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code.
     """
     import torch
     from peft.tuners.lora import Linear
 
-    layers = [
-        layer
-        for layer in model.modules()
-        if type(layer) is Linear
-        and type(layer.base_layer) is torch.nn.Linear
-        and layer.base_layer.bias is None
-        and not layer.lora_variant
-    ]
-    for layer in layers:
-        layer.forward = functools.partial(_forward, layer)
-    return len(layers)
+    changed = []
+    for module in model.modules():
+        if type(module).__name__ in _NORMS and not module.weight.requires_grad:
+            module.forward = functools.partial(_norm, module)
+        elif (
+            type(module) is Linear
+            and type(module.base_layer) is torch.nn.Linear
+            and module.base_layer.bias is None
+            and not module.lora_variant
+        ):
+            module.forward = functools.partial(_forward, module)
+        else:
+            continue
+        changed.append(module)
+    try:
+        yield len(changed)
+    finally:
+        for module in changed:
+            del module.forward
+
+
+_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # one formula
+
+
+def _norm(module: Any, x: Any) -> Any:
+    return _operations()[1].apply(x, module.weight, module.variance_epsilon)
 
 
 def _forward(layer: Any, x: Any) -> Any:
@@ -126,7 +142,7 @@ def _forward(layer: Any, x: Any) -> Any:
         return type(layer).forward(layer, x)
     (name,) = layer.active_adapters
     rate = getattr(layer.lora_dropout[name], "p", 0.0)
-    y = _operation().apply(
+    y = _operations()[0].apply(
         x.reshape(-1, x.shape[-1]), layer.base_layer.weight, layer.lora_A[name].weight,
         layer.lora_B[name].weight, layer.scaling[name], round(256 * rate),
     )  # fmt: skip
@@ -134,8 +150,8 @@ def _forward(layer: Any, x: Any) -> Any:
 
 
 @functools.cache
-def _operation() -> Any:
-    """The autograd function; made on first use, so that importing this module stays light."""
+def _operations() -> tuple[Any, Any]:
+    """The autograd functions; made on first use, so that importing this module stays light."""
     import torch
 
     class LeanLora(torch.autograd.Function):
@@ -161,6 +177,23 @@ def _operation() -> Any:
                 dx = dx.addmm_(g, a) if keep is None else dx.add_(_apply(keep, g @ a))
             return dx, None, da.to(a.dtype), db.to(b.dtype), None, None
 
+    class LeanNorm(torch.autograd.Function):
+        # y = w x / sqrt(mean(x^2) + eps); x (..., width), w (width,)
+        @staticmethod
+        def forward(ctx: Any, x: Any, w: Any, eps: float) -> Any:
+            wide = x.float()
+            size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            root = torch.rsqrt(size**2 / x.shape[-1] + eps)
+            ctx.save_for_backward(x, w, root)
+            return w * (wide * root).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            x, w, root = ctx.saved_tensors
+            slope, wide = (dy * w).float(), x.float()
+            shared = torch.linalg.vecdot(slope, wide)[..., None] * root**2 / x.shape[-1]
+            return slope.addcmul_(wide, shared, value=-1).mul_(root).to(x.dtype), None, None
+
     def _keep(x: Any, drop: int) -> Any:
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
         octets = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()]
@@ -169,4 +202,4 @@ def _operation() -> Any:
     def _apply(keep: Any, x: Any) -> Any:
         return x if keep is None else keep.to(x.dtype).mul_(x)  # faster than x * keep
 
-    return LeanLora
+    return LeanLora, LeanNorm

@@ -1,5 +1,6 @@
 """Every token counts once: masks, batches, checkpoints and adapters are what they claim to be."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from baize_lib import train
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
+from baize_lib.lora import lean
 from baize_lib.models import Base, student_dir
 from baize_lib.train import IGNORED, Settings, encode, encode_all, fit, held_out_loss, prompt_ids
 
@@ -122,16 +124,19 @@ def test_the_mask_as_html_escapes_what_was_said():
 # --- the loss does not depend on how it is computed
 
 
-def gradients(micro_tokens, batch_order=1, dropout=0.0):
+def gradients(micro_tokens, batch_order=1, quick=True):
     base = tiny_base()
-    model = train._add_adapter(base, replace(FAST, dropout=dropout)).train()
+    model = train._add_adapter(base, FAST).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide errors in A's gradient
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        elif "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 2, generator=torch.Generator().manual_seed(2))
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     num_labels = sum(row.num_labels for row in rows)
     batches = list(train._micro_batches(rows, micro_tokens))[::batch_order]
-    loss = sum(train.backward(model, batch, num_labels) for batch in batches) / num_labels
+    with lean(model) if quick else contextlib.nullcontext():
+        loss = sum(train.backward(model, batch, num_labels) for batch in batches) / num_labels
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return loss, grads, model, rows
 
@@ -145,10 +150,9 @@ def test_loss_and_gradients_are_the_same_for_any_batch_size_padding_and_order(mi
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
 
 
-def test_loss_and_gradients_equal_those_of_transformers_and_peft_themselves(monkeypatch):
+def test_loss_and_gradients_equal_those_of_transformers_and_peft_themselves():
     loss, grads, _, rows = gradients(300)
-    monkeypatch.setattr(train, "make_lean", lambda model: 0)
-    _, _, model, _ = gradients(300)
+    _, _, model, _ = gradients(300, quick=False)
     model.zero_grad()
     total = torch.zeros(())
     for row in rows:
@@ -183,6 +187,19 @@ def test_rows_of_like_length_share_a_batch():
     rows, _ = encode_all(TALKS * 10, TOKENIZER, FAST)
     ours = train.padding_waste(rows, replace(FAST, micro_tokens=400))
     assert ours < 0.1 < train.padding_waste(rows)
+
+
+def test_lean_dropout_leaves_the_mean_of_the_low_rank_part_as_it_is():
+    base = tiny_base()
+    model = train._add_adapter(base, replace(FAST, dropout=0.25)).train()
+    layer = base.model.model.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(1, 32).expand(4000, 32)
+    with lean(model) as count, torch.no_grad():
+        noisy = layer(x)
+    assert count == 2 * 7 + 5
+    torch.testing.assert_close(noisy.mean(0), model.eval() and layer(x[0]), rtol=0.1, atol=0.1)
+    assert noisy.std(0).min() > 0
 
 
 # --- a run
