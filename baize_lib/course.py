@@ -59,7 +59,7 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
     seconds = time.perf_counter() - begun
     tidy(notebook)
     write_atomic(out / path.name, nbformat.writes(notebook) + "\n")
-    write_atomic(out / f"{path.stem}.html", _as_html(notebook))
+    write_atomic(out / f"{path.stem}.html", _as_html(notebook, path.parent))
     title = _title(notebook) or path.stem
     return Executed(path.stem, title, seconds, _spent(run) - spent, error)
 
@@ -75,12 +75,11 @@ def tidy(notebook: Any) -> None:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
 
 
-def _as_html(notebook: Any) -> str:
+def _as_html(notebook: Any, folder: Path) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(embed_images=True)
-    exporter.require_js_url = exporter.mathjax_url = ""  # readable offline
-    return exporter.from_notebook_node(notebook)[0]
+    return exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
 
 
 def _title(notebook: Any) -> str:

@@ -120,7 +120,7 @@ def stacked_bars(
     floor = [0.0] * len(labels)
     for name, heights in parts.items():
         axes.bar(labels, heights, bottom=floor, color=COLOURS[colours[name]], width=0.7)
-        if labels:
+        if labels and heights[-1]:
             middle = floor[-1] + heights[-1] / 2
             axes.annotate(
                 name, (len(labels) - 0.6, middle), color=COLOURS[colours[name]],
