@@ -130,6 +130,6 @@ def test_the_published_counts_of_trained_parameters_come_out(size, trained):
 
 def test_importing_the_room_loads_nothing_heavy():
     heavy = "[m for m in ('torch', 'transformers', 'peft', 'bitsandbytes') if m in sys.modules]"
-    code = f"import sys, baize_lib.models; print({heavy})"
+    code = f"import sys, baize_lib.models, baize_lib.train, baize_lib.chat; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
