@@ -4,7 +4,12 @@ Seeds -> self-chat -> corpus -> adapter -> evaluation -> demo: import the step y
 ``from baize_lib.selfchat import collect``. Nothing heavy is loaded before it is used.
 """
 
+import os
 import warnings
+
+# Torch's threads spin while they wait, which beside any other busy process is 20 times slower than
+# sleeping. It is read once, when torch is first imported, so it is said here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The course uses plain-text progress, so tqdm need not ask for widgets in every notebook.
 warnings.filterwarnings("ignore", message="IProgress not found")

