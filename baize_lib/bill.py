@@ -23,7 +23,7 @@ from baize_lib.sources import Seed
 __all__ = ["Receipt", "Forecast", "forecast", "FORECAST_RULE", "bill_by_role_and_turn"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
     """What one `collect` did. Tokens, USD and seconds are of this session alone.
 
@@ -91,6 +91,9 @@ class Receipt:
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
         return "\n".join(f"{name:<{width}}  {text}" for name, text in self.rows())
+
+    def __repr__(self) -> str:  # what a notebook keeps beside the HTML: no paths in it
+        return str(self)
 
     def _repr_html_(self) -> str:
         left = 'style="text-align:left"'

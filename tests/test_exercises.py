@@ -21,7 +21,7 @@ def exercises(path):
         if cell["cell_type"] == "code" and "\ncheck(" in "".join(cell["source"])
     ]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    fold = r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*</details>"
+    fold = r"<details><summary>Solution</summary>.*?```python\n(.*?)```\s*</details>"
     solutions = re.findall(fold, prose, flags=re.DOTALL)
     assert len(stubs) == len(solutions), path.name
     names = [re.search(r'^check\("([\w-]+)", (\w+)\)', stub, re.MULTILINE) for stub in stubs]
