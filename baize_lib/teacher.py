@@ -472,10 +472,13 @@ def _local_server(num_slots: int, context: int) -> tuple[str, Secret]:
 
 def _free_cores() -> int:
     """Physical cores that nothing else is using: llama.cpp's threads wait for the slowest one, so
-    that sharing one core of two was measured 5 to 10 times slower than using the other alone."""
+    that sharing one core of two was measured 5 to 10 times slower than using the other alone. The
+    quietest of four looks counts: what is busy for a moment only is no reason to halve the speed.
+    """
     import psutil
 
-    busy = psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)
+    share = min(psutil.cpu_percent(interval=0.25) for _ in range(4)) / 100
+    busy = share * (psutil.cpu_count() or 1)
     return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
 
 
