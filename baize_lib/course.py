@@ -137,13 +137,14 @@ def _collected(run: Run) -> list[tuple[str, str]]:
     ok = sum(dialogue.status == "ok" for dialogue in collected)
     card = _read(run.corpus_dir / "card.json")
     kept = f"{card['kept']} kept, {ok - card['kept']} dropped" if card else "– (03 has not run)"
-    costs = ", ".join(f"${bill.usd:.4f} at {bill.model}" for bill in shadow_cost(usage))
+    costs = [f"${bill.usd:.4f} at {bill.model} ({bill.as_of})" for bill in shadow_cost(usage)]
     return [
         ("seeds", f"{len({dialogue.seed for dialogue in collected})}"),
         ("dialogues", f"{ok} finished, {kept}"),
         ("teacher's tokens", f"{usage.input:,} in, {usage.output:,} out"),
         ("spent", f"${sum(dialogue.cost_usd for dialogue in collected):.4f}"),
-        ("would have cost", costs),
+        ("would have cost", costs[0]),
+        *(("", cost) for cost in costs[1:]),
     ]
 
 

@@ -39,7 +39,8 @@ def build(chat: "ChatModel") -> Any:
     def respond(text: str, history: list[dict[str, Any]], model: str) -> Iterator[str]:
         messages = [Message(m["role"], _text(m["content"])) for m in history]
         said = ""
-        for part in chat.stream([*messages, Message("user", text)], model=model):
+        # Baize sampled at temperature 1; a model this small needs a steadier hand
+        for part in chat.stream([*messages, Message("user", text)], model=model, temperature=0.3):
             said += part
             yield said
 
