@@ -34,6 +34,7 @@ class Receipt:
         paid_again: calls an earlier session had begun whose answers were never recorded.
         total_usd: what the ledger holds, all sessions, doubtful calls included.
         stopped: why it ended early: "" (it did not), "budget" or "interrupted".
+        rate: the pace a hosted teacher allowed at the end, in words; "" for the embedded one.
     """
 
     ok: int
@@ -52,6 +53,7 @@ class Receipt:
     seconds: float
     ledger: Path
     stopped: str = ""
+    rate: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,6 +83,8 @@ class Receipt:
             rows.append(("perhaps billed too", f"${self.uncertain_usd:,.6f}"))
         if self.paid_again:
             rows.append(("calls paid again at most", f"{self.paid_again:,}"))
+        if self.rate:
+            rows.append(("rate", self.rate))
         return [
             *rows,
             ("spent in all sessions", f"${self.total_usd:,.6f}"),

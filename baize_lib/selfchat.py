@@ -415,6 +415,7 @@ class Session:
             uncertain_usd=self.uncertain_usd,
             total_usd=self.earlier_usd + self.usd + self.uncertain_usd, seconds=seconds,
             ledger=self.ledger.path, stopped=self.closing,
+            rate="" if self.teacher.is_local else str(self.teacher.rate),
         )  # fmt: skip
 
 

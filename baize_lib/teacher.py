@@ -83,6 +83,12 @@ class Rate:
     tokens_per_second: float
     num_slowdowns: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.calls_per_second:,.1f} calls/s, {self.tokens_per_second:,.0f} tokens/s, up to "
+            f"{self.limit} in flight, slowed {self.num_slowdowns} times by 429"
+        )
+
 
 @dataclass(slots=True)
 class _Tally:

@@ -468,3 +468,9 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 )  # fmt: skip
 def test_questions_are_read_without_tags_and_quotes(text, question):
     assert prompts.clean_question(text) == question
+
+
+def test_the_receipt_shows_the_rate_a_hosted_teacher_allowed(stub, tmp_path):
+    receipt = run(stub, tmp_path / "l.jsonl", 6)
+    assert "calls/s" in str(receipt)
+    assert "in flight, slowed 0 times by 429" in str(receipt)
