@@ -16,7 +16,7 @@ READY := $(VENV)/ready
 # notebooks in CI must not reach out; a paid teacher is never called by a test
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course test lint lab render clean demo
+.PHONY: help course test lab render clean demo
 help:
 	@sed -n '2,7s/^# *//p' Makefile
 

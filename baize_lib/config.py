@@ -86,8 +86,8 @@ TIERS = {
             name="a100", seed_mix={"hf:quora": 0.49, "hf:stackoverflow": 0.51},
             num_seeds=110_000, num_turns=3, max_tokens=256, teacher="gpt-4.1-nano", budget_usd=100,
             base_model="huggyllama/llama-7b", precision="auto", num_epochs=1, lr=2e-4,
-            batch_size=64, micro_tokens=16_384, rank=8, max_length=512,
-            eval_max_tokens=512, minutes=900, usd=100, gigabytes=26,
+            batch_size=64, micro_tokens=4096, rank=8, max_length=512,
+            eval_max_tokens=512, minutes=900, usd=100, gigabytes=40,
         ),
     )
 }  # fmt: skip

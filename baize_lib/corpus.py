@@ -23,11 +23,11 @@ from baize_lib.dialogue import Dialogue
 from baize_lib.files import sha256_of, text_hash, write_atomic
 from baize_lib.inspection import DEFECTS, other_language, words
 from baize_lib.pricing import Price, Usage
-from baize_lib.records import read_dialogues, read_ledger, read_sample, write_dialogues
+from baize_lib.records import read_dialogues, read_sample, write_dialogues
 from baize_lib.similarity import near_duplicates
 
 __all__ = [
-    "read_ledger", "read_dialogues", "read_sample", "FILTERS", "default_filters", "whole_turns",
+    "read_dialogues", "read_sample", "FILTERS", "default_filters", "whole_turns",
     "Filtered", "apply_filters", "opening", "split", "leakage", "prompt_matcher", "asks_a_prompt",
     "export",
 ]  # fmt: skip

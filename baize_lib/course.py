@@ -220,7 +220,10 @@ def render(only: Sequence[str] = ()) -> None:
     _run_all(paths, out, run)
     for path in paths:
         write_atomic(path, (out / path.name).read_bytes())
+    rendered = {path.stem[:2] for path in paths}
     for picture in sorted((out / "figures").glob("*.png")):
+        if picture.stem[:2] not in rendered:
+            continue
         write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
     print(receipt(run, time.perf_counter() - begun))
 

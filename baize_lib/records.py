@@ -29,11 +29,11 @@ from baize_lib.dialogue import (
     to_chat,
     to_sharegpt,
 )
-from baize_lib.files import read_jsonl, write_jsonl
+from baize_lib.files import write_jsonl
 from baize_lib.pricing import Usage
 
 __all__ = [
-    "Collected", "read_ledger", "read_dialogues", "read_sample", "write_dialogues",
+    "Collected", "read_dialogues", "read_sample", "write_dialogues",
     "to_dataset", "push_to_hub",
 ]  # fmt: skip
 
@@ -97,11 +97,6 @@ def read_dialogues(
 
 
 _UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-
-
-def read_ledger(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The lines of a ledger as they are, failures included; a torn last line is left out."""
-    return read_jsonl(path, torn_tail_ok=True)
 
 
 def read_sample() -> list[Collected]:

@@ -225,13 +225,6 @@ def test_pushing_without_a_token_or_a_hub_says_what_to_do(monkeypatch):
     assert "hf_marked_secret" not in str(caught.value)
 
 
-def test_a_ledger_is_read_as_it_is_without_its_torn_last_line(tmp_path):
-    path = write(tmp_path / "l.jsonl", ledger_row(), ledger_row(status="failed"))
-    with path.open("a") as file:
-        file.write('{"id": "torn')
-    assert [row["status"] for row in corpus.read_ledger(path)] == ["ok", "failed"]
-
-
 # ---- filters -------------------------------------------------------------------------------------
 
 

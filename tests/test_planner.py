@@ -51,3 +51,15 @@ def test_every_part_of_memory_shrinks_with_what_it_depends_on():
 def test_every_device_names_its_source():
     assert set(DEVICES) == {"T4", "L4", "RTX 4090", "A100-40", "A100-80", "H100"}
     assert all("NVIDIA" in device.source for device in DEVICES.values())
+
+
+def test_the_a100_tier_fits_the_card_it_is_named_after():
+    from baize_lib.config import TIERS
+
+    tier = TIERS["a100"]
+    needed = plan(
+        "7B", 1, "A100-80", micro_tokens=tier.micro_tokens, gradient_checkpointing=False,
+        rank=tier.rank,
+    )  # fmt: skip
+    assert needed.fits
+    assert needed.gigabytes <= tier.gigabytes
