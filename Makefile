@@ -1,5 +1,6 @@
 # The course's commands. A fresh machine needs Python 3.11 or newer and make; nothing else.
 #   make course   set up, run all notebooks at TIER (laptop), HTML index and receipt in runs/course/
+#   make bonus    the longer experiments of notebooks/bonus/, on the course's run
 #   make test     set up, lint, doctests, tests, and every notebook at tier ci
 #   make lab      JupyterLab on the course
 #   make render   run again at tier laptop and write outputs into notebooks/, figures into figures/
@@ -16,12 +17,15 @@ READY := $(VENV)/ready
 # notebooks in CI must not reach out; a paid teacher is never called by a test
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course test lab render clean demo
+.PHONY: help course bonus test lab render clean demo
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 course: $(READY)
 	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course run
+
+bonus: $(READY)
+	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course bonus
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -54,5 +58,5 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,test,gpu]'
 	@touch $@

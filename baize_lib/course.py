@@ -1,7 +1,8 @@
 """Run the whole course: notebooks in order, a line of progress each, an index and a receipt.
 
 `python -m baize_lib.course run` leaves executed notebooks and `index.html` under `runs/course/`;
-`render` does the same from an empty run and writes the outputs into `notebooks/` and `figures/`.
+`bonus` runs the longer experiments of `notebooks/bonus/` on the files of that run, and `render` runs
+the course from an empty run and writes the outputs into `notebooks/` and `figures/`.
 What a run has paid for or computed stays in `runs/<name>/`, so a second run reuses it.
 """
 
@@ -24,6 +25,7 @@ from baize_lib.files import write_atomic
 __all__ = ["Executed", "execute", "receipt", "index_page", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
+COURSE, BONUS = ROOT / "notebooks", ROOT / "notebooks" / "bonus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,18 +186,32 @@ def _run_all(paths: Sequence[Path], out: Path, run: Run) -> list[Executed]:
     return done
 
 
+def _notebooks(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.ipynb"))
+
+
 def run_course(run: Run) -> None:
     """Run every notebook into `runs/course/`, then print the receipt and where the index is."""
-    out, begun = runs_dir() / "course", time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
     print(
         f"tier {run.tier.name}: about {run.tier.minutes:g} minutes and ${run.tier.usd:.2f}"
         f" (estimates), into {os.path.relpath(run.path)}"
     )
+    _run_folder(COURSE, runs_dir() / "course", run)
+
+
+def run_bonus(run: Run) -> None:
+    """Run the notebooks of `notebooks/bonus/` into `runs/course/bonus/`, on the course's run."""
+    print(f"tier {run.tier.name}, bonus notebooks, on {os.path.relpath(run.path)}")
+    _run_folder(BONUS, runs_dir() / "course" / "bonus", run)
+
+
+def _run_folder(folder: Path, out: Path, run: Run) -> None:
+    begun = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
     report = check_environment(run.tier)
     if not report.ok:
         raise BaizeError(f"this machine is not ready:\n{report}")
-    done = _run_all(sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), out, run)
+    done = _run_all(_notebooks(folder), out, run)
     printed = receipt(run, time.perf_counter() - begun)
     write_atomic(out / "index.html", index_page(done, printed))
     write_atomic(out / "receipt.txt", printed + "\n")
@@ -205,8 +221,8 @@ def run_course(run: Run) -> None:
 def render(only: Sequence[str] = ()) -> None:
     """Execute at the current tier from an empty run, then write outputs and figures back.
 
-    Nothing is written back unless every notebook ran; `only` re-renders those notebooks on the
-    files of the last render.
+    Nothing is written back unless every notebook ran; `only` re-renders those notebooks, bonus ones
+    too, on the files of the last render.
     """
     os.environ["BAIZE_RUN"] = "render"
     if not only:
@@ -214,8 +230,9 @@ def render(only: Sequence[str] = ()) -> None:
     run = open_run()
     out = run.path / "executed"
     os.environ["BAIZE_FIGURES"] = str(out / "figures")
-    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    paths = [p for p in paths if not only or p.stem in only or p.stem[:2] in only]
+    paths = _notebooks(COURSE)
+    if only:
+        paths = [p for p in paths + _notebooks(BONUS) if p.stem in only or p.stem[:2] in only]
     begun = time.perf_counter()
     _run_all(paths, out, run)
     for path in paths:
@@ -229,13 +246,16 @@ def render(only: Sequence[str] = ()) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: `run`, or `render [notebook …]`."""
+    """The command line: `run`, `bonus`, or `render [notebook …]`."""
     parser = argparse.ArgumentParser(prog="python -m baize_lib.course", description=__doc__)
-    parser.add_argument("command", choices=["run", "render"])
+    parser.add_argument("command", choices=["run", "bonus", "render"])
     parser.add_argument("notebooks", nargs="*", help="render only these, e.g. 04")
     chosen = parser.parse_args(arguments)
     try:
-        run_course(open_run()) if chosen.command == "run" else render(chosen.notebooks)
+        if chosen.command == "render":
+            render(chosen.notebooks)
+        else:
+            (run_bonus if chosen.command == "bonus" else run_course)(open_run())
     except BaizeError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
