@@ -118,9 +118,9 @@ class ChatModel:
         """Yield all writers after each token that the unfinished ones wrote."""
         import torch
 
-        adapter = self._adapter(model)
-        language = language or self._language(model)
-        prompts = [self._prompt(messages, max_tokens, language) for messages in conversations]
+        adapter, layout = self._adapter(model), self._layout(model)
+        layout["language"] = language or layout["language"]
+        prompts = [self._prompt(messages, max_tokens, layout) for messages in conversations]
         writers = [_Writer(self.base.tokenizer, ids, max_tokens, seed) for ids in prompts]
         decoder = _Decoder(self.base, adapter, prompts)
         try:
@@ -141,15 +141,20 @@ class ChatModel:
             raise BaizeError(f"model {model!r} is not loaded: use one of {known}")
         return attach(self.base, self.adapters[model])
 
-    def _language(self, model: str) -> str:
-        return "en" if model == "base" else read_card(self.adapters[model]).get("language", "en")
+    def _layout(self, model: str) -> dict[str, Any]:
+        """How the dialogues that the model was trained on were laid out, from its card."""
+        card = {} if model == "base" else read_card(self.adapters[model])
+        end_token = card.get("settings", {}).get("end_token", True)
+        return {"language": card.get("language", "en"), "end_token": end_token}
 
-    def _prompt(self, messages: Sequence[Message], max_tokens: int, language: str) -> list[int]:
+    def _prompt(
+        self, messages: Sequence[Message], max_tokens: int, layout: dict[str, Any]
+    ) -> list[int]:
         """The prompt's tokens, with the oldest whole turns left out until the reply fits too."""
         kept = list(messages)
         first = 1 if kept and kept[0].role == "system" else 0
         while True:
-            ids = prompt_ids(kept, self.base.tokenizer, language)
+            ids = prompt_ids(kept, self.base.tokenizer, **layout)
             if len(ids) + max_tokens <= self.context:
                 return ids
             if len(kept) < first + 3:

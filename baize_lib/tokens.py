@@ -42,11 +42,16 @@ def encode(
     max_length: int = 512,
     loss_on: str = "replies",
     language: str = "en",
+    end_token: bool = True,
 ) -> Encoded:
     """Tokens and loss mask of one dialogue, cut to whole turns of at most `max_length` tokens.
 
     Each piece of `dialogue.pieces` is tokenised by itself, so the mask falls exactly between
     tokens, and a prompt's tokens are always a prefix of the tokens trained on.
+
+    Args:
+        loss_on: "replies", or "all" as in Baize v1.
+        end_token: end each reply with the end token; Baize v1 did not.
 
     Raises:
         BaizeError: roles do not alternate, no reply, or a tokenizer without an end token.
@@ -60,7 +65,7 @@ def encode(
     laid_out = pieces(spoken, language=language)
     ids, labels = _start(tokenizer), [IGNORED] * len(_start(tokenizer))
     for i in range(0, len(laid_out), 2):  # a question and its reply
-        parts = [_piece_ids(piece, tokenizer) for piece in laid_out[i : i + 2]]
+        parts = [_piece_ids(piece, tokenizer, end_token) for piece in laid_out[i : i + 2]]
         if len(ids) + sum(map(len, parts)) > max_length:
             return Encoded(ids, labels, id, (len(laid_out) - i) // 2)
         for piece, part in zip(laid_out[i : i + 2], parts, strict=True):
@@ -69,10 +74,14 @@ def encode(
     return Encoded(ids, labels, id)
 
 
-def prompt_ids(messages: Sequence[Message], tokenizer: Any, language: str = "en") -> list[int]:
+def prompt_ids(
+    messages: Sequence[Message], tokenizer: Any, language: str = "en", end_token: bool = True
+) -> list[int]:
     """The tokens a model is asked with: those of training, up to the open assistant tag."""
-    laid_out = pieces(messages, language=language, open_reply=True)
-    return [*_start(tokenizer), *(t for piece in laid_out for t in _piece_ids(piece, tokenizer))]
+    ids = _start(tokenizer)
+    for piece in pieces(messages, language=language, open_reply=True):
+        ids += _piece_ids(piece, tokenizer, end_token)
+    return ids
 
 
 def _start(tokenizer: Any) -> list[int]:
@@ -80,10 +89,10 @@ def _start(tokenizer: Any) -> list[int]:
     return [t for t in tokenizer("").input_ids if t == tokenizer.bos_token_id]
 
 
-def _piece_ids(piece: Piece, tokenizer: Any) -> list[int]:
+def _piece_ids(piece: Piece, tokenizer: Any, end_token: bool) -> list[int]:
     # a "<|im_end|>" typed in a dialogue stays text: only we put end tokens
     ids = tokenizer(piece.text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return [*ids, tokenizer.eos_token_id] if piece.learn else ids
+    return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
 
 
 def mask_html(encoded: Encoded, tokenizer: Any) -> str:

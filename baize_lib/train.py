@@ -50,6 +50,7 @@ class Settings:
         micro_tokens: padded tokens computed at once; less saves memory and changes nothing else.
         max_length: tokens of one dialogue; longer ones are cut at a turn.
         loss_on: "replies", or "all" as in Baize v1.
+        end_token: end each reply with the end token, which is learnt too; Baize v1 had none.
         warmup: optimiser steps until `lr` is reached, at most a tenth of all.
         schedule: "cosine" or "linear", both down to zero.
         checkpoint_every: optimiser steps between checkpoints; 0 for none.
@@ -67,6 +68,7 @@ class Settings:
     micro_tokens: int = 1536
     max_length: int = 512
     loss_on: str = "replies"
+    end_token: bool = True
     warmup: int = 100
     schedule: str = "cosine"
     max_grad_norm: float = 1.0
@@ -99,8 +101,9 @@ def encode_all(
     for number, dialogue in enumerate(dialogues, start=1):
         try:
             row = encode(
-                dialogue, tokenizer, settings.max_length, settings.loss_on, settings.language
-            )
+                dialogue, tokenizer, settings.max_length, settings.loss_on, settings.language,
+                settings.end_token,
+            )  # fmt: skip
         except BaizeError as error:
             name = getattr(dialogue, "id", "") or number
             raise BaizeError(f"dialogue {name}: {error}") from error

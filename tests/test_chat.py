@@ -101,6 +101,16 @@ def test_the_cached_decoder_writes_what_the_whole_text_computed_anew_would(chat,
     assert base.tokenizer.decode(ids[start:]).strip().startswith(said)
 
 
+def test_a_model_is_asked_in_the_layout_its_adapter_was_trained_on(base, tmp_path):
+    card = {"language": "zh", "settings": {"end_token": False}}
+    chat = ChatModel(base, {"v1": write_adapter(tmp_path / "v1", 3, card)})
+    asked = base.tokenizer.decode(chat._prompt(QUESTIONS[2], 20, chat._layout("v1")))
+    assert asked.startswith("人类与人工智能助手之间的对话。")
+    assert "<|im_end|>" not in asked
+    plain = base.tokenizer.decode(chat._prompt(QUESTIONS[2], 20, chat._layout("base")))
+    assert plain.count("<|im_end|>") == 1
+
+
 def test_base_and_adapters_answer_differently_from_one_copy_of_the_weights(chat, base, adapters):
     alone = {name: ChatModel(base, {name: adapters[name]}) for name in adapters}
     models = ("base", "tuned", "other")
@@ -199,7 +209,7 @@ def test_history_is_kept_within_the_context_by_whole_turns(base):
     turn = [Message("user", "Why? " * 20), Message("assistant", "Because. " * 20)]
     talk = [Message("system", "Be kind."), *turn * 5, Message("user", "And now?")]
     chat = ChatModel(base, context=150)
-    text = base.tokenizer.decode(chat._prompt(talk, 20, "en"))
+    text = base.tokenizer.decode(chat._prompt(talk, 20, chat._layout("base")))
     assert text.startswith("Be kind.\n[|Human|] Why?")
     assert text.endswith("[|Human|] And now?\n[|AI|]")
     assert text.count("Because. " * 19) == text.count("Why? " * 19) == 1

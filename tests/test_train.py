@@ -62,17 +62,24 @@ def test_loss_on_all_learns_every_token_as_baize_v1_did():
     assert row.labels == row.input_ids
 
 
+def test_without_end_tokens_replies_are_learnt_as_baize_v1_learnt_them():
+    row = encode(talk("Capital?", "Dodoma.", "Sure?", "Yes."), TOKENIZER, end_token=False)
+    learnt = [id for id, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
+    assert TOKENIZER.decode(learnt) == " Dodoma. Yes."
+    assert TOKENIZER.eos_token_id not in row.input_ids
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
-def test_what_a_model_is_asked_with_is_a_prefix_of_what_it_was_trained_on(turns):
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.booleans())
+def test_what_a_model_is_asked_with_is_a_prefix_of_what_it_was_trained_on(turns, end_token):
     dialogue = talk(*(text for turn in turns for text in turn))
-    row = encode(dialogue, TOKENIZER, max_length=10_000)
+    row = encode(dialogue, TOKENIZER, max_length=10_000, end_token=end_token)
     for end in range(1, len(dialogue.messages), 2):
-        prompt = prompt_ids(dialogue.messages[:end], TOKENIZER)
+        prompt = prompt_ids(dialogue.messages[:end], TOKENIZER, end_token=end_token)
         assert row.input_ids[: len(prompt)] == prompt
         assert row.labels[len(prompt)] != IGNORED
     assert row.num_labels == sum(
-        len(TOKENIZER(f" {a}", split_special_tokens=True).input_ids) + 1 for _, a in turns
+        len(TOKENIZER(f" {a}", split_special_tokens=True).input_ids) + end_token for _, a in turns
     )
 
 
