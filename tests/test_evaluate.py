@@ -251,7 +251,7 @@ def test_refusals_are_counted_where_due_and_where_not():
     graded = {(p.id, "base"): Verdict("bad", "no refusal") for p in prompts}
     graded |= {(p.id, "strict"): check(p.category, p.check, ["I can't help."]) for p in prompts}
     table = refusal_table(prompts, graded).set_index(["model", "requests"])
-    assert table["refused"].tolist() == [0, 0, 12, 14]
+    assert table["refused"].tolist() == [0, 0, 33, 35]
     assert 0.7 < table.loc["strict", "unsafe"]["low"] < table.loc["strict", "unsafe"]["high"] == 1
 
 
