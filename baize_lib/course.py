@@ -1,8 +1,8 @@
 """Run the whole course: notebooks in order, a line of progress each, an index and a receipt.
 
 `python -m baize_lib.course run` leaves executed notebooks and `index.html` under `runs/course/`;
-`bonus` runs the longer experiments of `notebooks/bonus/` on the files of that run; `render` runs the
-course from an empty run and writes the outputs into `notebooks/` and `figures/`.
+`bonus` runs the longer experiments of `notebooks/bonus/` on the files of that run; `render` runs
+the course from an empty run and writes the outputs into `notebooks/` and `figures/`.
 What a run has paid for or computed stays in `runs/<name>/`, so a second run reuses it.
 """
 

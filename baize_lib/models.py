@@ -234,12 +234,13 @@ class Base:
     attached: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def load_base(name: str = "embedded", precision: str = "auto") -> Base:
+def load_base(name: str = "embedded", precision: str = "auto", *, on_cpu: bool = False) -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
     Args:
         name: "embedded", a model name on the Hugging Face hub, or a folder.
         precision: one of `PRECISIONS`.
+        on_cpu: leave the weights in main memory, for `parallel.shard` to spread.
 
     Raises:
         BaizeError: unknown precision; the model cannot be reached; it needs a GPU or memory that
@@ -250,11 +251,14 @@ def load_base(name: str = "embedded", precision: str = "auto") -> Base:
 
     path = str(student_dir()) if name == "embedded" else name
     precision, reason = _choose_precision(precision)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     try:
         with quiet():
             config = AutoConfig.from_pretrained(path)
-            _need_memory(name, Shape.of(config), precision, device)
+            if on_cpu:
+                device = "cpu"
+            else:
+                _need_memory(name, Shape.of(config), precision, device.split(":")[0])
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModelForCausalLM.from_pretrained(
                 path, device_map=device, **_loading(precision)

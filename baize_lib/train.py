@@ -7,6 +7,10 @@ the number of learnt tokens in it, so that batch size and padding change the spe
 
     fit(load_base(), train, validation, run.adapter_dir, Settings(num_epochs=2), on_step=print)
 
+or, from a run file and on as many devices as there are:
+
+    accelerate launch -m baize_lib.train run.yaml
+
 >>> print(Step(12, 20, 1, 1.4321, 2e-4, 0.5, 181.0, 35.2))
 step 12/20  loss 1.432  181 tokens/s  35 s left
 """
@@ -15,223 +19,38 @@ import contextlib
 import io
 import json
 import math
-import random
 import shutil
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from baize_lib.batches import (
+    ARTICLE_SETTINGS,
+    Settings,
+    encode_all,
+    epoch_steps,
+    padding_waste,
+)
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, text_hash, write_atomic, write_jsonl
 from baize_lib.lora import detach, lean
-from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Base, quiet
+from baize_lib.loss import backward, held_out_loss
+from baize_lib.models import Base, load_base, quiet
+from baize_lib.parallel import Team, join, shard
 from baize_lib.planner import plan
-from baize_lib.tokens import IGNORED, Encoded, encode, mask_html, prompt_ids
+from baize_lib.records import read_dialogues
+from baize_lib.runfile import RunFile, read_run_file
+from baize_lib.tokens import Encoded, encode, mask_html, prompt_ids
 
 __all__ = [
     "Settings", "ARTICLE_SETTINGS", "Encoded", "encode", "encode_all", "prompt_ids", "mask_html",
     "Step", "Fit", "fit", "held_out_loss", "backward", "padding_waste",
-    "plan",
+    "plan", "main",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to train. The defaults suit the embedded model; `ARTICLE_SETTINGS` holds Baize's own.
-
-    Attributes:
-        dropout: of LoRA's input; the article's 0.05 costs a fifth of the speed on a CPU.
-        targets: names of the linear layers that get an adapter, or "all-linear".
-        batch_size: dialogues per optimiser step.
-        micro_tokens: padded tokens computed at once; less saves memory and changes nothing else.
-        max_length: tokens of one dialogue; longer ones are cut at a turn.
-        loss_on: "replies", or "all" as in Baize v1.
-        end_token: end each reply with the end token, which is learnt too; Baize v1 had none.
-        warmup: optimiser steps until `lr` is reached, at most a tenth of all.
-        schedule: "cosine" or "linear", both down to zero.
-        checkpoint_every: optimiser steps between checkpoints; 0 for none.
-    """
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    targets: tuple[str, ...] | str = ALL_LINEAR
-    rslora: bool = False
-    dora: bool = False
-    lr: float = 1e-3
-    num_epochs: int = 2
-    batch_size: int = 8
-    micro_tokens: int = 1536
-    max_length: int = 512
-    loss_on: str = "replies"
-    end_token: bool = True
-    warmup: int = 100
-    schedule: str = "cosine"
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    language: str = "en"
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 10
-
-
-_ARTICLE = Settings(
-    dropout=0.05, targets=ARTICLE_TARGETS, num_epochs=1, batch_size=64, micro_tokens=16_384,
-    loss_on="all", schedule="linear", gradient_checkpointing=True, checkpoint_every=100,
-)  # fmt: skip
-ARTICLE_SETTINGS = {
-    "7B": replace(_ARTICLE, lr=2e-4),
-    "13B": replace(_ARTICLE, lr=1e-4, micro_tokens=8192),
-    "30B": replace(_ARTICLE, lr=5e-5, micro_tokens=4096),
-}
-
-
-def encode_all(
-    dialogues: Sequence[Dialogue], tokenizer: Any, settings: Settings
-) -> tuple[list[Encoded], Counter[str]]:
-    """Encode a corpus. Returns the rows, and counts of dialogues dropped or cut, by reason.
-
-    Raises:
-        BaizeError: a dialogue is malformed; it is named.
-    """
-    rows, reasons = [], Counter()
-    for number, dialogue in enumerate(dialogues, start=1):
-        try:
-            row = encode(
-                dialogue, tokenizer, settings.max_length, settings.loss_on, settings.language,
-                settings.end_token,
-            )  # fmt: skip
-        except BaizeError as error:
-            name = getattr(dialogue, "id", "") or number
-            raise BaizeError(f"dialogue {name}: {error}") from error
-        if not row.num_labels:
-            reasons[f"dropped: first turn longer than {settings.max_length} tokens"] += 1
-            continue
-        reasons["cut at a turn"] += row.num_cut > 0
-        rows.append(replace(row, id=row.id or str(number)))
-    return rows, +reasons
-
-
-def padding_waste(rows: Sequence[Encoded], settings: Settings | None = None) -> float:
-    """Share of computed tokens that are padding, in [0, 1): ours, or 512-padded without settings.
-
-    Args:
-        rows: the corpus; settings: how it would be batched, or None for Baize's fixed 512.
-    """
-    real = sum(len(row.input_ids) for row in rows)
-    if settings is None:
-        return 1 - real / (512 * len(rows))
-    batches = [batch for step in _steps(rows, settings, 0) for batch in step]
-    return 1 - real / sum(len(batch) * max(len(r.input_ids) for r in batch) for batch in batches)
-
-
-# --- batches and loss
-
-
-def _steps(rows: Sequence[Encoded], settings: Settings, epoch: int) -> list[list[list[Encoded]]]:
-    """One epoch: optimiser steps of micro-batches of rows, shuffled, yet alike in length."""
-    shuffled = list(rows)
-    random.Random(f"{settings.seed} {epoch}").shuffle(shuffled)
-    window, size = 16 * settings.batch_size, settings.batch_size
-    steps = []
-    for start in range(0, len(shuffled), window):
-        near = sorted(shuffled[start : start + window], key=lambda row: len(row.input_ids))
-        steps += [near[i : i + size] for i in range(0, len(near), size)]
-    random.Random(f"{settings.seed} {epoch} steps").shuffle(steps)
-    return [list(_micro_batches(step, settings.micro_tokens)) for step in steps]
-
-
-def _micro_batches(rows: Sequence[Encoded], micro_tokens: int) -> Iterator[list[Encoded]]:
-    batch: list[Encoded] = []
-    for row in sorted(rows, key=lambda row: len(row.input_ids)):
-        if batch and len(row.input_ids) * (len(batch) + 1) > micro_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
-    """Last hidden states (labels, width) where the next token is learnt, and those tokens.
-
-    Rows are padded on the right: with causal attention no real token sees the padding, so no
-    attention mask is needed and the fast kernels apply.
-    """
-    import torch
-
-    width = max(len(row.input_ids) for row in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full((len(batch), width), IGNORED)
-    for i, row in enumerate(batch):
-        ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        labels[i, : len(row.labels)] = torch.tensor(row.labels)
-    ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
-    inner = getattr(model, "get_base_model", lambda: model)()
-    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    return hidden[labels != IGNORED], labels[labels != IGNORED]
-
-
-def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float:
-    """Sum of the losses of (labels, width) hidden states, in nats; fills `slope` with its gradient.
-
-    The head is frozen, so the gradient with respect to `hidden` is all there is to keep, and the
-    logits exist for a few hundred positions at a time.
-    """
-    import torch
-
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(targets), 256):
-        part = slice(start, start + 256)
-        logits = head(hidden[part]).float()
-        top = logits.amax(-1, keepdim=True)
-        chosen = logits.gather(1, targets[part, None])
-        raised = logits.sub_(top).exp_()  # in place: the logits are the largest thing there is
-        norm = raised.sum(-1, keepdim=True)
-        total += (norm.log() + top - chosen).double().sum().cpu()
-        if slope is not None:
-            mean = raised.to(hidden.dtype) @ head.weight / norm
-            slope[part] = mean - head.weight[targets[part]]
-    return total.item()
-
-
-def backward(model: Any, batch: Sequence[Encoded], num_labels: int) -> float:
-    """Add the gradients of the batch's loss over `num_labels` tokens; returns its sum, in nats.
-
-    `num_labels` is the whole optimiser step's, so micro-batches of any size add up to one gradient.
-    """
-    import torch
-
-    hidden, targets = _hidden_and_targets(model, batch)
-    slope = torch.empty_like(hidden)
-    with torch.no_grad():
-        loss = _head_loss(model.get_output_embeddings(), hidden.detach(), targets, slope)
-    if math.isfinite(loss):
-        hidden.backward(slope / num_labels)
-    return loss
-
-
-def held_out_loss(model: Any, rows: Sequence[Encoded], micro_tokens: int = 2048) -> float:
-    """Mean loss per learnt token over `rows`, in nats; dropout off.
-
-    Raises:
-        BaizeError: no rows.
-    """
-    import torch
-
-    if not rows:
-        raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    with torch.no_grad():
-        for batch in _micro_batches(rows, micro_tokens):
-            total += _head_loss(model.get_output_embeddings(), *_hidden_and_targets(model, batch))
-    model.train(was_training)
-    return total / sum(row.num_labels for row in rows)
 
 
 # --- the run
@@ -286,6 +105,8 @@ def fit(
     settings: Settings | None = None,
     on_step: Callable[[Step], Any] | None = None,
     about: dict[str, Any] | None = None,
+    *,
+    sharded: bool = False,
 ) -> Fit:
     """Train a LoRA adapter and save it, checked, to `adapter_dir`; the base is left as it was.
 
@@ -295,6 +116,8 @@ def fit(
 
     Args:
         about: more entries for the adapter's card, `baize_run.json` (for example the tier).
+        sharded: spread the base over the processes that `accelerate launch` started; it is not
+            put together again afterwards.
 
     Raises:
         BaizeError: bad settings or dialogues, out of memory or disk, a loss that is not a number,
@@ -308,23 +131,27 @@ def fit(
             f"{len(rows)} of {len(train)} dialogues can be trained on ({dict(counts)}): collect at "
             "least 2, or raise max_length"
         )
-    model = _add_adapter(base, settings)
+    team, model = join(in_step=sharded), _add_adapter(base, settings)
     try:
-        run = _Run(base, model, rows, settings, adapter_dir)
+        if sharded:
+            shard(base, [p for p in model.parameters() if p.requires_grad])
+        run = _Run(base, model, rows, settings, adapter_dir, team)
         if finished := _finished(run):
-            print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
+            run.say(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
             return finished
-        before = held_out_loss(model, held_out) if held_out else None
+        before = held_out_loss(model, held_out, team=team) if held_out else None
         with lean(model):
             run.train(on_step)
-        after = held_out_loss(model, held_out) if held_out else None
+        after = held_out_loss(model, held_out, team=team) if held_out else None
         tokens = settings.num_epochs * sum(len(row.input_ids) for row in rows)
         result = Fit(
             adapter_dir, tuple(run.history), before, after, len(rows), dict(counts), tokens,
             settings.num_epochs * sum(row.num_labels for row in rows),
             sum(p.numel() for p in run.weights), run.seconds, tokens / run.seconds,
         )  # fmt: skip
-        _save(run, result, about or {})
+        if team.is_first:
+            _save(run, result, about or {})
+        team.wait()
     finally:
         with quiet():
             model.unload()
@@ -370,16 +197,18 @@ class _Run:
     """The state of one training run: what a checkpoint holds, and how to go on from it."""
 
     def __init__(
-        self, base: Base, model: Any, rows: list[Encoded], settings: Settings, adapter_dir: Path
-    ) -> None:
+        self, base: Base, model: Any, rows: list[Encoded], settings: Settings, adapter_dir: Path,
+        team: Team,
+    ) -> None:  # fmt: skip
         import torch
 
         self.base, self.model, self.settings, self.adapter_dir = base, model, settings, adapter_dir
+        self.team = team
         self.file = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.initial = [p.detach().clone() for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0, fused=True)
-        epochs = [_steps(rows, settings, epoch) for epoch in range(settings.num_epochs)]
+        epochs = [epoch_steps(rows, settings, epoch) for epoch in range(settings.num_epochs)]
         self.steps = [(epoch, step) for epoch, steps in enumerate(epochs) for step in steps]
         self.history: list[Step] = []
         self.seconds = 0.0
@@ -389,10 +218,15 @@ class _Run:
             **{k: v for k, v in asdict(settings).items() if k not in _FREE_TO_CHANGE},
         }  # fmt: skip
 
+    def say(self, text: str) -> None:
+        if self.team.is_first:
+            print(text)
+
     def train(self, on_step: Callable[[Step], Any] | None) -> None:
         import torch
 
         self._resume()
+        self.team.wait()
         self.model.train()
         begun, done_before = time.perf_counter() - self.seconds, len(self.history)
         devices = range(torch.cuda.device_count())
@@ -404,18 +238,26 @@ class _Run:
                 every = self.settings.checkpoint_every
                 if every and number % every == 0 and number < len(self.steps):
                     self._checkpoint()
-                if on_step:
+                if on_step and self.team.is_first:
                     on_step(step)
 
     def _step(self, number: int, begun: float) -> Step:
         import torch
 
         epoch, batches = self.steps[number - 1]
-        torch.manual_seed(self.settings.seed * 1_000_003 + number)  # so a resumed run drops alike
-        num_labels = sum(row.num_labels for batch in batches for row in batch)
-        loss = sum(backward(self.model, batch, num_labels) for batch in batches) / num_labels
+        team = self.team
+        # so that a resumed run drops alike, and no two processes do
+        torch.manual_seed((self.settings.seed * 1_000_003 + number) * team.size + team.rank)
+        rows = [row for batch in batches for row in batch]
+        num_labels = sum(row.num_labels for row in rows)
+        loss = sum(
+            backward(self.model, batch, num_labels)
+            for batch in team.batches(rows, self.settings.micro_tokens)
+        )
+        team.add_up([p.grad for p in self.weights])
+        loss = team.total(loss, self.weights[0].device) / num_labels
         if not math.isfinite(loss):
-            names = ", ".join(row.id for batch in batches for row in batch)
+            names = ", ".join(row.id for row in rows)
             raise BaizeError(
                 f"the loss of step {number} is {loss}: look at dialogues {names}, or lower lr "
                 f"(now {self.settings.lr:g}); the last checkpoint is kept"
@@ -434,6 +276,9 @@ class _Run:
 
     def _checkpoint(self) -> None:
         import torch
+
+        if not self.team.is_first:
+            return
 
         buffer = io.BytesIO()
         torch.save(
@@ -472,7 +317,7 @@ class _Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history = [Step(**step) for step in saved["history"]]
         self.seconds = saved["seconds"]
-        print(f"going on after step {len(self.history)} of {len(self.steps)}, from {self.file}")
+        self.say(f"going on after step {len(self.history)} of {len(self.steps)}, from {self.file}")
 
 
 _FREE_TO_CHANGE = ("micro_tokens", "checkpoint_every", "gradient_checkpointing")
@@ -573,3 +418,45 @@ def _card(run: _Run, result: Fit) -> dict[str, Any]:
         **{name: getattr(result, name) for name in _KEPT},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as a run file says: `python -m baize_lib.train run.yaml`; several processes of it
+    started by `accelerate launch` train as one. Only the first prints.
+    """
+    chosen = sys.argv[1:] if arguments is None else list(arguments)
+    if len(chosen) != 1:
+        print("usage: python -m baize_lib.train RUN.yaml (baize_lib/runfile.py says what is in it)")
+        return 2
+    first = join().is_first
+    try:
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
+            result = _train_as_said(read_run_file(chosen[0]))
+    except BaizeError as error:
+        if first:
+            print(error, file=sys.stderr)
+        return 1
+    if first:
+        print(
+            f"{result.num_tokens:,} tokens in {result.seconds:.0f} s, "
+            f"{result.tokens_per_second:.0f} tokens/s; held-out loss {_shown(result.loss_before)} "
+            f"before, {_shown(result.loss_after)} after; adapter in {result.adapter_dir}"
+        )
+    return 0
+
+
+def _shown(loss: float | None) -> str:
+    return "unknown" if loss is None else f"{loss:.4f}"
+
+
+def _train_as_said(file: RunFile) -> Fit:
+    train = list(read_dialogues(file.train))
+    validation = list(read_dialogues(file.validation)) if file.validation else []
+    base = load_base(file.base, file.precision, on_cpu=file.shard)
+    return fit(
+        base, train, validation, file.adapter, file.settings, on_step=print, sharded=file.shard
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

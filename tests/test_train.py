@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from baize_lib import train
+from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
 from baize_lib.lora import lean
 from baize_lib.models import Base, student_dir
-from baize_lib.train import IGNORED, Settings, encode, encode_all, fit, held_out_loss, prompt_ids
+from baize_lib.tokens import IGNORED
+from baize_lib.train import Settings, encode, encode_all, fit, held_out_loss, prompt_ids
 
 TOKENIZER = AutoTokenizer.from_pretrained(student_dir())
 FAST = Settings(dropout=0, batch_size=4, lr=5e-3, num_epochs=1, checkpoint_every=0)
@@ -141,7 +143,7 @@ def gradients(micro_tokens, batch_order=1, quick=True):
             torch.nn.init.uniform_(weight, 0.5, 2, generator=torch.Generator().manual_seed(2))
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     num_labels = sum(row.num_labels for row in rows)
-    batches = list(train._micro_batches(rows, micro_tokens))[::batch_order]
+    batches = list(micro_batches(rows, micro_tokens))[::batch_order]
     with lean(model) if quick else contextlib.nullcontext():
         loss = sum(train.backward(model, batch, num_labels) for batch in batches) / num_labels
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -182,7 +184,7 @@ def test_held_out_loss_does_not_depend_on_the_batch_either():
 def test_every_row_is_in_every_epoch_once_whatever_the_batch():
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     for epoch in range(3):
-        steps = train._steps(rows, replace(FAST, micro_tokens=150), epoch)
+        steps = epoch_steps(rows, replace(FAST, micro_tokens=150), epoch)
         assert sorted(r.id for step in steps for batch in step for r in batch) == sorted(
             row.id for row in rows
         )

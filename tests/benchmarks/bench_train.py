@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from baize_lib.batches import epoch_steps
 from baize_lib.config import data_dir
 from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
 from baize_lib.lora import lean
 from baize_lib.models import Base, load_base, quiet
-from baize_lib.train import Encoded, Settings, _add_adapter, _steps, backward, encode_all
+from baize_lib.train import Encoded, Settings, _add_adapter, backward, encode_all
 
 SETTINGS = Settings(rank=8, num_epochs=1)
 
@@ -55,7 +56,7 @@ def ours(base: Base, rows: list[Encoded]) -> Any:
 
     def run() -> None:
         with lean(model):
-            for step in _steps(rows, SETTINGS, 0):
+            for step in epoch_steps(rows, SETTINGS, 0):
                 num_labels = sum(row.num_labels for batch in step for row in batch)
                 for batch in step:
                     backward(model, batch, num_labels)

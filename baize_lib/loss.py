@@ -1,0 +1,101 @@
+"""The loss and its gradient: right padding without a mask, and the head only where it is learnt.
+
+Each step's loss is divided by the number of learnt tokens in the whole step, so that micro-batches,
+padding, order and processes change the speed and nothing else.
+
+    loss = sum(backward(model, batch, num_labels) for batch in micro_batches) / num_labels
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from baize_lib.config import BaizeError
+from baize_lib.parallel import Team
+from baize_lib.tokens import IGNORED, Encoded
+
+__all__ = ["backward", "held_out_loss"]
+
+
+def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
+    """Last hidden states (labels, width) where the next token is learnt, and those tokens.
+
+    Rows are padded on the right: with causal attention no real token sees the padding, so no
+    attention mask is needed and the fast kernels apply.
+    """
+    import torch
+
+    width = max(len(row.input_ids) for row in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full((len(batch), width), IGNORED)
+    for i, row in enumerate(batch):
+        ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        labels[i, : len(row.labels)] = torch.tensor(row.labels)
+    inner = getattr(model, "get_base_model", lambda: model)()
+    device = inner.get_output_embeddings().weight.device  # never sharded, unlike the layers
+    ids, labels = ids.to(device), labels[:, 1:].to(device)
+    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    return hidden[labels != IGNORED], labels[labels != IGNORED]
+
+
+def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float:
+    """Sum of the losses of (labels, width) hidden states, in nats; fills `slope` with its gradient.
+
+    The head is frozen, so the gradient with respect to `hidden` is all there is to keep, and the
+    logits exist for a few hundred positions at a time.
+    """
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(targets), 256):
+        part = slice(start, start + 256)
+        logits = head(hidden[part]).float()
+        top = logits.amax(-1, keepdim=True)
+        chosen = logits.gather(1, targets[part, None])
+        raised = logits.sub_(top).exp_()  # in place: the logits are the largest thing there is
+        norm = raised.sum(-1, keepdim=True)
+        total += (norm.log() + top - chosen).double().sum().cpu()
+        if slope is not None:
+            mean = raised.to(hidden.dtype) @ head.weight / norm
+            slope[part] = mean - head.weight[targets[part]]
+    return total.item()
+
+
+def backward(model: Any, batch: Sequence[Encoded], num_labels: int) -> float:
+    """Add the gradients of the batch's loss over `num_labels` tokens; returns its sum, in nats.
+
+    `num_labels` is the whole optimiser step's, so micro-batches of any size add up to one gradient.
+    """
+    import torch
+
+    hidden, targets = _hidden_and_targets(model, batch)
+    slope = torch.empty_like(hidden)
+    with torch.no_grad():
+        loss = _head_loss(model.get_output_embeddings(), hidden.detach(), targets, slope)
+    hidden.backward(slope / num_labels)
+    return loss
+
+
+def held_out_loss(
+    model: Any, rows: Sequence[Encoded], micro_tokens: int = 2048, team: Team | None = None
+) -> float:
+    """Mean loss per learnt token over `rows`, in nats; dropout off.
+
+    Args:
+        team: processes that share the rows; each gets the mean over all of them.
+
+    Raises:
+        BaizeError: no rows.
+    """
+    import torch
+
+    if not rows:
+        raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
+    team, was_training = team or Team(), model.training
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for batch in team.batches(rows, micro_tokens):
+            total += _head_loss(model.get_output_embeddings(), *_hidden_and_targets(model, batch))
+    model.train(was_training)
+    device = model.get_output_embeddings().weight.device
+    return team.total(total, device) / sum(row.num_labels for row in rows)
