@@ -100,7 +100,7 @@ FLOOR = {
     "seeds": 2, "bill": 2, "selfchat": 2, "batch": 2, "corpus": 2, "checks": 2, "lora": 2,
     "chat": 2, "planner": 2,
     "batches": 2, "parallel": 2, "loss": 2, "runfile": 2,
-    "train": 3, "evaluate": 3, "judge": 3,
+    "train": 3, "evaluate": 3, "judge": 3, "ablation": 3,
     "plots": 4, "page": 4, "demo": 4, "publish": 4,
     "exercises": 5, "show": 5, "course": 5,
 }  # fmt: skip
