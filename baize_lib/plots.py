@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS", "figure", "show", "pipeline", "bars", "stacked_bars", "histogram",
-    "loss_curve", "scatter_labels",
+    "loss_curve", "resumed_curve", "scatter_labels", "dots",
 ]  # fmt: skip
 
 # Okabe and Ito's palette (2008), readable with every common colour blindness.
@@ -175,6 +175,38 @@ def loss_curve(
     return drawn
 
 
+def resumed_curve(
+    whole: Sequence[float], killed: Sequence[float], *, saved: int, killed_after: int, title: str
+) -> "Figure":
+    """The loss of a killed and resumed run over that of an uninterrupted one.
+
+    Args:
+        whole, killed: loss by step; killed has those before `saved` from its first life.
+        saved: the last step in the checkpoint; `killed_after`: the last one finished before.
+    """
+    drawn, axes = figure(7.0, 3.4)
+    axes.plot(range(1, len(whole) + 1), whole, color=COLOURS["other"], lw=9, alpha=0.5,
+              solid_capstyle="round")  # fmt: skip
+    lives = {"user": range(1, saved + 1), "assistant": range(saved + 1, len(killed) + 1)}
+    for hue, steps in lives.items():
+        axes.plot(steps, [killed[i - 1] for i in steps], "o-", color=COLOURS[hue], lw=1.6, ms=5)
+    axes.axvline(killed_after + 0.5, color=COLOURS["ink"], lw=1.2, ls="--")
+    axes.text(killed_after + 0.6, 0.02, "killed", transform=axes.get_xaxis_transform())
+    for row, (hue, text) in enumerate(
+        [
+            ("other", "uninterrupted"),
+            ("user", f"first life, saved up to step {saved}"),
+            ("assistant", f"second life, from step {saved + 1}"),
+        ]
+    ):
+        axes.text(0.99, 0.97 - 0.09 * row, text, color=COLOURS[hue], va="top", ha="right",
+                  transform=axes.transAxes)  # fmt: skip
+    _label(axes, title, "optimizer step", "loss, nats a token")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.06, y=0.25)
+    return drawn
+
+
 def scatter_labels(
     points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str,
     colours: Mapping[str, str],
@@ -200,6 +232,46 @@ def scatter_labels(
         )  # fmt: skip
     _label(axes, title, x, y)
     axes.margins(x=0.3, y=0.2)
+    return drawn
+
+
+def dots(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    title: str,
+    unit: str,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> "Figure":
+    """Values by name as dots on lines, the first on top; one panel beside the other.
+
+    Args:
+        panels: panel -> name -> values; the same names in each. The mean is written beside.
+        ranges: panel -> (low, high), shaded; a wide one is cut off, not the dots squeezed.
+    """
+    names = list(next(iter(panels.values())))
+    drawn, all_axes = figure(
+        9.6, 1.3 + 0.36 * len(names), ncols=len(panels), sharey=True, squeeze=False
+    )
+    for axes, (panel, values) in zip(all_axes[0], panels.items(), strict=True):
+        for y, name in enumerate(names):
+            hue = COLOURS[(colours or {}).get(name, "other")]
+            axes.plot(values[name], [y] * len(values[name]), "o", color=hue, ms=8, alpha=0.8)
+            mean = sum(values[name]) / len(values[name])
+            axes.annotate(
+                f"{mean:.3f}", (max(values[name]), y), textcoords="offset points", xytext=(9, 0),
+                va="center", fontsize=10.5,
+            )  # fmt: skip
+        axes.margins(x=0.3, y=0.12)
+        limits = axes.get_xlim()
+        if ranges and panel in ranges:
+            axes.axvspan(*ranges[panel], color=COLOURS["base"], alpha=0.18, lw=0)
+        axes.set(xlim=limits, yticks=range(len(names)), yticklabels=names)
+        axes.grid(axis="y", color="#dddddd", lw=0.8)
+        axes.set_axisbelow(True)
+        _label(axes, panel, unit, "")
+    all_axes[0][0].invert_yaxis()
+    drawn.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     return drawn
 
 

@@ -21,6 +21,9 @@ def drawn():
                              colours=hues)  # fmt: skip
     yield plots.histogram({"a": [1, 2, 3], "b": []}, title="t", unit="u", colours=hues)
     yield plots.loss_curve([1, 2, 3], [3.0, 2.0, 1.5], {0: 3.1, 3: 1.4}, title="t")
+    yield plots.resumed_curve([3, 2, 1], [3, 2, 1], saved=1, killed_after=2, title="t")
+    yield plots.dots({"x": {"a": [1, 2], "b": [3]}}, title="t", unit="u", ranges={"x": (-9, 9)},
+                     colours=hues)  # fmt: skip
     yield plots.scatter_labels({"a": (1, 2), "b": (3, 1)}, title="t", x="x", y="y", colours=hues)
 
 
