@@ -191,7 +191,7 @@ def resumed_curve(
     for hue, steps in lives.items():
         axes.plot(steps, [killed[i - 1] for i in steps], "o-", color=COLOURS[hue], lw=1.6, ms=5)
     axes.axvline(killed_after + 0.5, color=COLOURS["ink"], lw=1.2, ls="--")
-    axes.text(killed_after + 0.6, 0.02, "killed", transform=axes.get_xaxis_transform())
+    axes.text(killed_after + 0.4, 0.02, "killed", ha="right", transform=axes.get_xaxis_transform())
     for row, (hue, text) in enumerate(
         [
             ("other", "uninterrupted"),
