@@ -229,8 +229,10 @@ def _follows_up(spec: dict[str, Any], replies: Sequence[str]) -> Verdict:
     outcome = run_code(code, files=spec.get("files"), then=trial, limits=_LIMITS)
     if outcome.ended != "ok":
         return Verdict("bad", _how_it_ended(outcome))
-    seen = outcome.stdout.rpartition("TRIAL ")[2].strip()
-    return Verdict("good" if seen.endswith("works") else "bad", seen)
+    _, tried, seen = outcome.stdout.rpartition("TRIAL ")
+    if not tried:  # it left before it could be tried
+        return Verdict("bad", "ends the program itself")
+    return Verdict("good" if seen.strip().endswith(" works") else "bad", seen.strip())
 
 
 # Runs in the sandbox after the model's code. Arguments are tried in every order and, for a function

@@ -73,19 +73,20 @@ def run_code(
     files: Mapping[str, str] | None = None,
     then: str = "",
     limits: Limits | None = None,
-    watch: bool = True,
+    without: str = "",
 ) -> Outcome:
     """Run Python `code` in a folder holding `files`, then `then` in the same namespace.
 
     Args:
         then: our own code, run after a program that ended well, to look at what it defined.
-        watch: False leaves the audit hook out, so that the tests can try the kernel's guards alone.
+        without: "hook" or "kernel" leaves out the audit hook, or what only Linux's kernel does, so
+            that the tests can try the other one alone.
 
     Raises:
         BaizeError: the sandbox itself could not be set up; the code was not run.
     """
     limits = limits or Limits()
-    spec = {"code": code, "then": then, "watch": watch, **asdict(limits)}
+    spec = {"code": code, "then": then, "without": without, **asdict(limits)}
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         for name, text in (files or {}).items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
@@ -146,11 +147,15 @@ def _ended(code: int | None) -> str:
 
 
 def _texts_in(folder: str) -> Iterator[tuple[str, str]]:
-    """Plain files at the top of the folder; links and pipes a program may have left are skipped."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name)[:50]:
-        if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            with open(entry.path, "rb") as file:  # noqa: PTH123
-                yield entry.name, file.read(_MAX_OUTPUT).decode("utf-8", "replace")
+    """Plain files at the top of the folder; links and pipes a program may have left are skipped,
+    and so is what it made unreadable."""
+    with contextlib.suppress(OSError):
+        Path(folder).chmod(0o700)
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name)[:50]:
+            if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+                name = os.fsencode(entry.name).decode("utf-8", "replace")
+                with contextlib.suppress(OSError), Path(entry.path).open("rb") as file:
+                    yield name, file.read(_MAX_OUTPUT).decode("utf-8", "replace")
 
 
 # ---- The other half: what follows runs inside the new process, before and around the code.
@@ -158,14 +163,15 @@ def _texts_in(folder: str) -> Iterator[tuple[str, str]]:
 
 def _inside() -> None:
     spec = json.load(sys.stdin)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # `then` may hold the results that are expected
     folder = str(Path.cwd().resolve())
     libraries = [path for path in (*sys.path[1:], f"{sys.base_prefix}/lib") if path]
     guards = ["separate process, time limit"]
-    if sys.platform == "linux":
+    if sys.platform == "linux" and spec["without"] != "kernel":
         guards += _linux_guards(folder, libraries)
     if os.name == "posix":
         guards += _set_limits(spec)
-    if spec["watch"]:
+    if spec["without"] != "hook":
         import ctypes  # loaded first, so that the hook can refuse every later use of it
 
         del ctypes
@@ -195,7 +201,9 @@ def _set_limits(spec: dict[str, Any]) -> list[str]:
     }.items():  # fmt: skip
         if name == "RLIMIT_AS" and sys.platform == "darwin":
             continue
-        resource.setrlimit(getattr(resource, name), (value, value))
+        # A second more before the kernel's own kill, so that it ends as what it is: out of time.
+        most = value + 1 if name == "RLIMIT_CPU" else value
+        resource.setrlimit(getattr(resource, name), (value, most))
     limited = ["CPU, file size and process limits"]
     return limited if sys.platform == "darwin" else [*limited, "memory limit"]
 
@@ -258,11 +266,15 @@ def _landlock(libc: Any, folder: str, libraries: list[str]) -> bool:
 _REFUSED = (
     "socket.", "ctypes.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn",
     "os.system", "os.startfile", "os.kill", "pty.", "winreg.", "sys.addaudithook",
+    "sqlite3.enable_load_extension", "sqlite3.load_extension",
 )  # fmt: skip
 _CHANGES = (
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "os.chdir", "os.setxattr", "shutil.",
 )  # fmt: skip
+
+
+_BLIND = ("readline", "_posixshmem", "_gdbm", "_dbm")  # they open files without telling the hook
 
 
 def _watcher(folder: str, libraries: list[str], num_writes: int) -> Callable[..., None]:
@@ -286,6 +298,11 @@ def _watcher(folder: str, libraries: list[str], num_writes: int) -> Callable[...
             writes[0] += changes
         elif event in ("os.listdir", "os.scandir"):
             allowed = inside("." if arguments[0] is None else arguments[0], readable)
+        elif event == "import":
+            allowed = arguments[0] not in _BLIND
+        elif event == "sqlite3.connect":
+            path = fsdecode(arguments[0])
+            allowed = path == ":memory:" or (path[:5] != "file:" and inside(path, writable))
         elif event.startswith(_CHANGES):
             writes[0] += 1
             allowed = all(inside(path, writable) for path in arguments)

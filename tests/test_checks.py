@@ -65,6 +65,13 @@ def test_hostile_code_is_a_bad_answer_and_no_more():
     assert verdict.grade == "bad" and "sandbox does not allow" in verdict.reason
 
 
+@pytest.mark.parametrize("last", ["exit()", "import os; os._exit(0)", "print('TRIAL it works')"])
+def test_code_cannot_say_by_itself_that_it_works(last):
+    reply = f"```python\ndef sum_to(n):\n    return 0\nprint('it works')\n{last}\n```"
+    verdict = check("code", PROMPTS["code-sum-zh"].check, [reply, reply])
+    assert verdict.grade == "bad", verdict.reason
+
+
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
