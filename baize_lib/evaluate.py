@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from baize_lib.checks import CHECKS, Verdict, check, check_errors
 from baize_lib.config import BaizeError, data_dir
@@ -158,23 +158,61 @@ def _lines_by_attempt(log: Path | str) -> dict[tuple[Any, ...], dict[int, dict[s
     found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     if Path(log).is_file():
         for line in read_jsonl(log, torn_tail_ok=True):
+            if "failed" in line:  # a call that may have been billed, and brought no answer
+                continue
             key = tuple(line[k] for k in ("prompt", "prompt_hash", "model", "adapter", "attempt"))
             found.setdefault(key, {}).setdefault(line["turn"], line)
     return found
 
 
 def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
-    """Add lines, on the disk when this returns; a line torn by a crash is cut off first."""
+    """Add lines, on the disk when this returns; a line torn by a crash is cut off first.
+
+    Processes take turns, so that none takes the line another is writing for a torn one.
+    """
+    rows = [json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") for line in lines]
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        file.seek(0)
-        whole = file.read()
-        file.truncate(whole.rfind(b"\n") + 1)
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+        _wait_for_turn(file.fileno())
+        if (end := file.seek(0, os.SEEK_END)) and not _ends_a_line(file, end):
+            file.seek(0)
+            begin = file.read().rfind(b"\n") + 1
+            file.seek(begin)
+            # A whole answer that lacks only its line break may have been shown: it stays.
+            if _is_json(file.read()):
+                file.write(b"\n")
+            else:
+                file.truncate(begin)
+        file.write(b"".join(row + b"\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _wait_for_turn(descriptor: int) -> None:
+    """Hold the file against other writers until it is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 40, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _ends_a_line(file: BinaryIO, end: int) -> bool:
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 # ---- Asking
@@ -240,7 +278,8 @@ async def ask_teacher(
 
     Raises:
         BaizeError: what the teacher raises, for one when the budget ends; what was answered until
-            then is in the log, so that running again goes on from there.
+            then is in the log, so that running again goes on from there. To hold a budget over
+            several runs, start it with `Budget(usd=…).replay(read_jsonl(log))`.
     """
     identity = {"model": name or teacher.model, "adapter": ""}
 
@@ -249,11 +288,18 @@ async def ask_teacher(
         for turn in range(len(prompt.turns)):
             for _, conversation in _unanswered(log, [prompt], identity, number, turn):
                 rows = [{"role": m.role, "content": m.content} for m in conversation]
-                reply = await teacher.chat(rows, **options)
+                try:
+                    reply = await teacher.chat(rows, **options)
+                except (BaizeError, asyncio.CancelledError) as error:
+                    if usd := getattr(error, "uncertain_usd", 0):
+                        lost = {"failed": str(error) or "interrupted", "uncertain_usd": usd}
+                        _append(log, [_line(prompt, turn, number, identity, options, lost)])
+                    raise
                 _append(log, [_line(prompt, turn, number, identity, options, {
                     "text": reply.text, "num_tokens": reply.usage.output,
                     "stopped_by": "end" if reply.finish_reason == "stop" else reply.finish_reason,
                     "seconds": reply.seconds, "cost_usd": reply.cost_usd,
+                    "uncertain_usd": reply.uncertain_usd,
                 })])  # fmt: skip
 
     try:

@@ -188,7 +188,8 @@ def _bill(attempts: Iterable[Attempt]) -> str:
     for attempt in attempts:
         for line in attempt.turns:
             if "cost_usd" in line:
-                cost[attempt.model] = cost.get(attempt.model, 0.0) + line["cost_usd"]
+                usd = line["cost_usd"] + line.get("uncertain_usd", 0.0)
+                cost[attempt.model] = cost.get(attempt.model, 0.0) + usd
     paid = ", ".join(f"{_text(model)} ${usd:.4f}" for model, usd in cost.items())
     return f"<p>Paid for the answers shown: {paid}.</p>" if paid else ""
 

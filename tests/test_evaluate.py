@@ -1,7 +1,10 @@
 """Prompts, the first-attempt log, verdicts and health."""
 
 import asyncio
+import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -92,13 +95,22 @@ def test_every_unsafe_prompt_has_a_harmless_twin():
     assert all(by_id[p.twin].category == "harmless" for p in load_prompts(category="unsafe"))
 
 
-def test_no_prompt_is_a_training_seed_or_nearly_one():
-    seeds = [
-        row["text"] for path in (data_dir() / "seeds").glob("*.jsonl") for row in read_jsonl(path)
-    ]
-    asked = [turn for prompt in load_prompts() for turn in prompt.turns]
-    for turn in asked:
-        nearest = max(seeds, key=lambda seed: jaccard(turn, seed, width=1), default="")
+def what_is_trained_on():
+    """Every seed, and everything said by either side in the dialogues the course trains on."""
+    for path in (data_dir() / "seeds").glob("*.jsonl"):
+        yield from (row["text"] for row in read_jsonl(path))
+    for path in (data_dir() / "refusals" / "refusals.jsonl", data_dir() / "self_chat_sample.jsonl"):
+        yield from (m["content"] for row in read_jsonl(path) for m in row["messages"])
+
+
+def test_no_prompt_is_in_what_we_train_on_nor_nearly():
+    trained = sorted(set(what_is_trained_on()))
+    assert len(trained) > 2000
+    everything = "\n".join(trained).casefold()
+    for turn in (turn for prompt in load_prompts() for turn in prompt.turns):
+        assert turn.casefold().strip(" .?。？") not in everything, turn
+        alike = [text for text in trained if len(turn) < 3 * len(text) < 9 * len(turn)]
+        nearest = max(alike, key=lambda text: jaccard(turn, text, width=1), default="")
         assert jaccard(turn, nearest, width=1) < 0.7, (turn, nearest)
 
 
@@ -179,6 +191,70 @@ def test_a_torn_last_line_is_repaired(log):
     assert log.read_bytes().startswith(whole) and len(list(read_jsonl(log))) == 4
 
 
+def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):
+    (first,) = ask(Counting(), PROMPTS[:1], models=["base"], log=log)
+    log.write_bytes(log.read_bytes().rstrip(b"\n"))
+    assert read_attempts(log) == [first]
+    ask(Counting(), PROMPTS[:2], models=["base"], log=log)
+    assert first_attempts(log, PROMPTS[:1]) == [first] and len(list(read_jsonl(log))) == 2
+
+
+WRITER = """
+import sys
+from dataclasses import dataclass
+from baize_lib.evaluate import ask, load_prompts
+
+@dataclass
+class Said:
+    text: str
+    stopped_by: str = "end"
+    num_tokens: int = 3
+    seconds: float = 0.1
+
+class Chat:
+    def reply_batch(self, batch, *, model, **options):
+        return [Said(sys.argv[2] * 20_000) for _ in batch]
+
+ask(Chat(), load_prompts(), [sys.argv[3]], log=sys.argv[1], batch_size=1, attempts=2)
+"""
+
+
+def test_processes_that_write_one_log_lose_and_tear_nothing(log):
+    ways = [("a", "base"), ("b", "base"), ("c", "tuned")]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(log), *way]) for way in ways]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    attempts, prompts = read_attempts(log), load_prompts()
+    assert len(attempts) == 2 * 2 * len(prompts)
+    assert {len(a.turns) for a in attempts if a.prompt == "code-json-en"} == {2}
+    assert {len(text) for a in attempts for text in a.replies} == {20_000}
+    for attempt in attempts:  # of two processes the quicker one has the first attempt, for good
+        lines = [
+            line for line in read_jsonl(log)
+            if (line["prompt"], line["model"], line["attempt"], line["turn"])
+            == (attempt.prompt, attempt.model, attempt.number, 0)
+        ][:1] if attempt.prompt.startswith("code") else []  # fmt: skip
+        assert all(line["text"] == attempt.replies[0] for line in lines)
+
+
+def test_a_changed_question_is_a_new_one_and_its_old_answer_stays_in_the_log(log):
+    (prompt,) = PROMPTS[:1]
+    ask(Counting(), [prompt], models=["base"], log=log, attempts=2)
+    changed = dataclasses.replace(prompt, turns=("What's the capital of Tanzania, now?",))
+    (again,) = ask(Counting(), [changed], models=["base"], log=log)
+    assert again.label == "first attempt" and len(read_attempts(log)) == 3
+    (old,) = first_attempts(log, [prompt])
+    assert old.label == "first attempt of 2"
+
+
+def test_a_half_character_does_not_stop_the_log(log):
+    class Broken(Counting):
+        def reply_batch(self, batch, *, model, **options):
+            return [Said("half \ud83d") for _ in batch]
+
+    (attempt,) = ask(Broken(), PROMPTS[:1], models=["base"], log=log)
+    assert attempt.replies == ["half ?"]
+
+
 def test_a_new_adapter_or_other_words_make_a_new_first_attempt(log, tmp_path):
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(b"one")
@@ -212,9 +288,30 @@ def test_a_teacher_is_asked_and_billed_and_its_budget_loses_nothing(log):
         assert stub.answered == 7
     lines = [line for attempt in attempts for line in attempt.turns]
     assert len(attempts) == 6 and len(lines) == 7
+    assert Budget().replay(read_jsonl(log)).spent_usd == pytest.approx(
+        sum(line["cost_usd"] for line in lines)
+    )
     assert sum(line["cost_usd"] for line in lines) > usd > 0
     assert attempts[-1].replies[1] == "3 Rewrite it as a function."
     assert lines[0]["stopped_by"] == "end" and lines[0]["sampling"]["temperature"] == 0.5
+
+
+def test_a_call_that_may_have_been_billed_is_in_the_log_and_counts_against_the_budget(log):
+    async def run(address, budget):
+        options = {"api_key": "k", "price": Price("paid", 1.0, 2.0), "budget": budget}
+        async with Teacher("paid", base_url=address, max_attempts=1, **options) as teacher:
+            return await ask_teacher(teacher, PROMPTS[:1], log=log, max_tokens=20)
+
+    with StubServer() as stub:
+        stub.script("malformed")
+        first = Budget(usd=1)
+        with pytest.raises(BaizeError):
+            asyncio.run(run(stub.url, first))
+        assert read_attempts(log) == [] and len(list(read_jsonl(log))) == 1
+        second = Budget(usd=1).replay(read_jsonl(log))
+        assert second.spent_usd == first.spent_usd > 0
+        (attempt,) = asyncio.run(run(stub.url, second))
+    assert attempt.label == "first attempt"
 
 
 # ---- Verdicts
