@@ -319,7 +319,12 @@ def load_labelled() -> list[dict[str, Any]]:
     return list(read_jsonl(data_dir() / "evaluation" / "labelled_answers.jsonl"))
 
 
-def check_errors(labelled: Iterable[dict[str, Any]] | None = None, *, misses: bool = False):
+def check_errors(
+    labelled: Iterable[dict[str, Any]] | None = None,
+    *,
+    misses: bool = False,
+    language: str | None = None,
+):
     """Each check against our own labels, as a DataFrame, one row a check.
 
     precision: of the answers the check called good, the share that we call good.
@@ -327,6 +332,7 @@ def check_errors(labelled: Iterable[dict[str, Any]] | None = None, *, misses: bo
 
     Args:
         misses: return instead one row for each answer where check and label disagree.
+        language: only the answers to prompts in this one, "en" or "zh".
     """
     import pandas as pd
 
@@ -337,8 +343,10 @@ def check_errors(labelled: Iterable[dict[str, Any]] | None = None, *, misses: bo
         verdict = run(prompts[row["prompt"]]["check"], row["replies"])
         return {**row, "called": verdict.grade == "good", "reason": verdict.reason}
 
+    tried = load_labelled() if labelled is None else labelled
+    tried = [row for row in tried if language in (None, prompts[row["prompt"]]["language"])]
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(try_out, load_labelled() if labelled is None else labelled))
+        rows = list(pool.map(try_out, tried))
     if misses:
         wrong = [row for row in rows if row["called"] != (row["label"] == "good")]
         columns = ["check", "prompt", "label", "reason", "note", "replies"]
