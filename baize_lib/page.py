@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from baize_lib.budget import money
 from baize_lib.checks import CHECKS, Verdict
 from baize_lib.evaluate import Attempt, Graded, Prompt, health, score_table
 from baize_lib.files import write_atomic
@@ -50,10 +51,11 @@ def page(
         "Precision and recall are those of the automatic check, tried on answers labelled by hand, "
         "many of them written to mislead it.</p></header>",
         _filters(asked),
+        _overview(asked, models, graded),
         "<main>",
-        *(_card(prompt, models, shown, graded) for prompt in asked),
+        *(_card(i, prompt, models, shown, graded) for i, prompt in enumerate(asked)),
         f"</main><footer><h2>Health of the replies shown</h2>{_table(health(attempts))}"
-        f"{_bill(attempts)}</footer>",
+        f"<h2>How they were asked</h2>{_table(_asked_how(attempts))}{_bill(attempts)}</footer>",
     ]
     text = _FRAME.format(title=_text(title), style=_STYLE + _rules(asked), body="\n".join(body))
     if path:
@@ -71,7 +73,7 @@ def _lead(prompts: Sequence[Prompt], models: Sequence[str]) -> str:
         f"{len(prompts)} prompts, asked of {', '.join(map(_text, models))}. "
         "Every answer is the model's first attempt, unless it is marked as picked. The verdicts "
         "are those of small automatic checks, which err. Where the article (QbitAI, April 2023) "
-        "asked the same, its verdicts stand below."
+        "asked the same, its verdicts stand beside them."
     )
 
 
@@ -104,33 +106,72 @@ def _rules(prompts: Sequence[Prompt]) -> str:
         for i, value in enumerate(values, start=1):
             rules.append(
                 f"body:has(#{group}-{i}:checked) "
-                f"article:not([data-{group}={value}]){{display:none}}"
+                f":is(article,tr[data-category]):not([data-{group}={value}]){{display:none}}"
             )
     return "\n".join(rules)
 
 
-def _card(
-    prompt: Prompt, models: Sequence[str], shown: Mapping[tuple[str, str], Attempt], graded: Graded
-) -> str:
+def _facets(prompt: Prompt, models: Sequence[str], graded: Graded) -> str:
+    """What the filters look at, on a card and on its row of the overview."""
     grades = {graded[prompt.id, m].grade for m in models if (prompt.id, m) in graded}
+    agreement = "disagreement" if len(grades) > 1 else "agreement"
+    return (
+        f"data-category={prompt.category} data-language={prompt.language} data-models={agreement}"
+    )
+
+
+def _overview(prompts: Sequence[Prompt], models: Sequence[str], graded: Graded) -> str:
+    """Prompts × models, one mark each, the article's beside ours; folded when it is long."""
+    reported = list(dict.fromkeys(name for p in prompts for name in p.article))
+    head = "".join(f"<th>{_text(m)}" for m in models)
+    head += "".join(f"<th class=reported>{_text(m)}<br><small>article</small>" for m in reported)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        ours = [graded.get((prompt.id, m)) for m in models]
+        marks = [_mark(verdict.grade if verdict else "") for verdict in ours]
+        marks += [_mark(prompt.article.get(m, {}).get("verdict", "")) for m in reported]
+        rows.append(
+            f"<tr {_facets(prompt, models, graded)}><td lang={prompt.language}>"
+            f"<a href='#p{i}'>{_text(prompt.turns[0])}</a>{''.join(f'<td>{m}' for m in marks)}"
+        )
+    return (
+        f"<details class=overview{' open' * (len(prompts) <= 16)}><summary>All verdicts at a "
+        f"glance</summary><div class=wide><table><tr><th>prompt{head}{''.join(rows)}</table></div>"
+        "<p class=tag>✓ good, ◐ partly, ✗ bad</p></details>"
+    )
+
+
+def _mark(grade: str) -> str:
+    return f"<b class={grade} title={grade}>{_MARK[grade]}</b>" if grade in _MARK else ""
+
+
+def _card(
+    number: int,
+    prompt: Prompt,
+    models: Sequence[str],
+    shown: Mapping[tuple[str, str], Attempt],
+    graded: Graded,
+) -> str:
     columns = "".join(
         _answer(prompt, shown[prompt.id, m], graded.get((prompt.id, m)))
         for m in models
         if (prompt.id, m) in shown
     )
-    article = "".join(
-        f"<li>{_badge(said['verdict'])} <b>{_text(name)}</b>: {_text(said['said'])}</li>"
+    said = "".join(
+        f"<p>{_badge(said['verdict'])} <b>{_text(name)}</b>: {_text(said['said'])}</p>"
         for name, said in prompt.article.items()
     )
-    reported = f"<h3>The article reported</h3><ul>{article}</ul>" if article else ""
+    reported = (
+        f"<section class=reported><h3>The article <small>reported, April 2023</small></h3>{said}"
+        "</section>"
+    )
     return (
-        f"<article data-category={prompt.category} data-language={prompt.language} "
-        f"data-models={'disagreement' if len(grades) > 1 else 'agreement'}>"
+        f"<article id=p{number} {_facets(prompt, models, graded)}>"
         f"<p class=tag>{prompt.category} · {prompt.language}"
-        f"{' · from the article' if article else ''}</p>"
+        f"{' · from the article' if said else ''}</p>"
         f"<h2 lang={prompt.language}>{_text(prompt.turns[0])}</h2>"
         f"<p class=why>A good answer: {_text(prompt.good)}. {_text(prompt.why)}</p>"
-        f"<div class=columns>{columns}</div>{reported}</article>"
+        f"<div class=columns>{columns}{reported if said else ''}</div></article>"
     )
 
 
@@ -160,9 +201,10 @@ def _reply(line: Mapping[str, Any]) -> str:
     parts.append(_prose(text[end:]))
     content = "".join(parts) or "<p class=tag>(empty reply)</p>"
     how = {"end": "stopped by itself", "length": "cut at the token limit"}
+    how["tag"] = "went on to speak for the human, and was cut there"
     ended = how.get(line["stopped_by"], f"stopped by {line['stopped_by']}")
     tokens = f"{line['num_tokens']} tokens, {ended}"
-    return f"<div class=reply dir=auto>{content}</div><p class=tag>{_text(tokens)}</p>"
+    return f"<div class=reply dir=auto tabindex=0>{content}</div><p class=tag>{_text(tokens)}</p>"
 
 
 def _prose(text: str) -> str:
@@ -183,6 +225,23 @@ def _table(frame: Any) -> str:
     return f"<div class=wide>{frame.to_html(index=False, border=0, float_format='%.2f')}</div>"
 
 
+def _asked_how(attempts: Iterable[Attempt]) -> Any:
+    """One row a model and way of asking: its adapter, sampling, seed, and the seconds it took."""
+    import pandas as pd
+
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for attempt in attempts:
+        for line in attempt.turns:
+            sampling = dict(line.get("sampling", {})) | {"seed": line.get("seed", "–")}
+            told = ", ".join(f"{name} {value}" for name, value in sampling.items())
+            key = (attempt.model, attempt.adapter or "–", told)
+            row = dict(zip(("model", "adapter", "sampling"), key, strict=True))
+            row = rows.setdefault(key, row | {"replies": 0, "tokens": 0})
+            row["replies"] += 1
+            row["tokens"] += line["num_tokens"]
+    return pd.DataFrame(list(rows.values()))
+
+
 def _bill(attempts: Iterable[Attempt]) -> str:
     cost: dict[str, float] = {}
     for attempt in attempts:
@@ -190,7 +249,7 @@ def _bill(attempts: Iterable[Attempt]) -> str:
             if "cost_usd" in line:
                 usd = line["cost_usd"] + line.get("uncertain_usd", 0.0)
                 cost[attempt.model] = cost.get(attempt.model, 0.0) + usd
-    paid = ", ".join(f"{_text(model)} ${usd:.4f}" for model, usd in cost.items())
+    paid = ", ".join(f"{_text(model)} {money(usd)}" for model, usd in cost.items())
     return f"<p>Paid for the answers shown: {paid}.</p>" if paid else ""
 
 
@@ -212,7 +271,7 @@ _STYLE = """
 --accent:light-dark(#0062a3,#6db9f2)}
 :root:has(#theme-1:checked){color-scheme:light}:root:has(#theme-2:checked){color-scheme:dark}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:72rem;padding:0 1rem 3rem;overflow-wrap:anywhere;
+body{margin:0 auto;max-width:84rem;padding:0 1rem 3rem;overflow-wrap:anywhere;
 background:var(--ground);color:var(--ink);
 font:16px/1.5 system-ui,"Noto Sans","Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif}
 h1{font-size:1.6rem;margin:1.5rem 0 .25rem}h2{font-size:1.1rem;margin:.2rem 0 .4rem}
@@ -229,10 +288,18 @@ nav input:checked+span{background:var(--accent);border-color:var(--accent);color
 nav input:focus-visible+span{outline:3px solid var(--accent);outline-offset:2px}
 article{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem;
 margin:0 0 1rem}
-article>h3{margin-top:.8rem}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:.8rem}
+article{scroll-margin-top:6rem}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14rem),1fr));gap:.7rem}
 section{background:var(--ground);border:1px solid var(--line);border-radius:.5rem;
 padding:.6rem .8rem;min-width:0}
+section.reported{background:none;border-style:dashed}
+.overview{border:0;margin:0 0 1rem;padding:0}.overview table{margin-top:.4rem}
+.overview td:first-child{white-space:normal;min-width:9rem;max-width:34rem;position:sticky;left:0;
+background:var(--ground)}
+.overview a{color:var(--ink);text-decoration:none}.overview a:hover{text-decoration:underline}
+th.reported{color:var(--soft)}
+@media(min-width:60rem){nav{position:sticky;top:0;background:var(--ground);z-index:1}
+.reply{max-height:26rem;overflow:auto}}
 .prose{white-space:pre-wrap}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.4rem;
 padding:.5rem .7rem;margin:.4rem 0;font-size:.85rem;line-height:1.4}

@@ -84,7 +84,7 @@ def test_later_turns_unfold_and_costs_are_summed(tmp_path):
     asked = prompt("code", "en", ("One?", "Two?"))
     shown = [attempt(asked, "gpt", "first", "second", cost_usd=0.002)]
     html = page([asked], shown, {}, errors=ERRORS, path=tmp_path / "page.html")
-    assert "<details><summary>Two?</summary>" in html and "gpt $0.0040" in html
+    assert "<details><summary>Two?</summary>" in html and "gpt $0.00400" in html
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == html
 
 
@@ -168,12 +168,14 @@ function look() {
   const inside = frame.contentDocument, view = frame.contentWindow;
   const visible = () => [...inside.querySelectorAll('article')]
     .filter(a => view.getComputedStyle(a).display != 'none').length;
+  const rows = () => [...inside.querySelectorAll('tr[data-category]')]
+    .filter(a => view.getComputedStyle(a).display != 'none').length;
   const press = id => inside.getElementById(id).click();
   const ground = () => view.getComputedStyle(inside.body).backgroundColor;
-  seen.push(visible());
-  press('category-1'); seen.push(visible());
-  press('category-0'); press('language-2'); seen.push(visible());
-  press('language-0'); press('models-1'); seen.push(visible());
+  seen.push(visible() + '/' + rows());
+  press('category-1'); seen.push(visible() + '/' + rows());
+  press('category-0'); press('language-2'); seen.push(visible() + '/' + rows());
+  press('language-0'); press('models-1'); seen.push(visible() + '/' + rows());
   press('theme-1'); seen.push(ground());
   press('theme-2'); seen.push(ground());
   press('models-0');
@@ -195,4 +197,4 @@ def test_filters_themes_and_a_narrow_screen_work_without_scripts(site):
     (site.folder / "page.html").write_text(html, encoding="utf-8")
     (site.folder / "look.html").write_text(LOOK, encoding="utf-8")
     title = re.search(r"<title>(.*?)</title>", browse(site, "look.html"))[1]
-    assert title == "3 2 1 1 rgb(255, 255, 255) rgb(21, 23, 26) true"
+    assert title == "3/3 2/2 1/1 1/1 rgb(255, 255, 255) rgb(21, 23, 26) true"
