@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS", "figure", "show", "pipeline", "bars", "stacked_bars", "histogram",
-    "loss_curve", "resumed_curve", "scatter_labels", "dots",
+    "loss_curve", "resumed_curve", "scatter_labels", "dots", "comparison",
 ]  # fmt: skip
 
 # Okabe and Ito's palette (2008), readable with every common colour blindness.
@@ -273,6 +273,78 @@ def dots(
     all_axes[0][0].invert_yaxis()
     drawn.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     return drawn
+
+
+def comparison(
+    rows: Sequence[tuple[str, Mapping[str, tuple[str, str]]]], *, title: str, note: str,
+    colours: Mapping[str, str], most_lines: int = 6,
+) -> "Figure":  # fmt: skip
+    """Answers side by side, one band a question and one column a model, to be passed on.
+
+    Args:
+        rows: (question, {model: (verdict, answer)}) each; a verdict is "good", "partly", "bad" or
+            "". Every row has the same models.
+        note: one line under the title: which models these are, and how they were asked.
+        colours: model -> name of a colour.
+        most_lines: a longer answer is cut there, and ends in "…".
+    """
+    import textwrap
+
+    models = list(rows[0][1]) if rows else []
+    width = round(132 / max(len(models), 1))  # letters a line of a column
+    cells = [
+        {
+            model: _cut([w for line in text.splitlines() for w in textwrap.wrap(line, width)],
+                        most_lines)
+            for model, (_, text) in answers.items()
+        }
+        for _, answers in rows
+    ]  # fmt: skip
+    heights = [0.42 + 0.155 * max(2, *map(len, row.values())) for row in cells]
+    drawn, axes = figure(9.6, 1.35 + sum(heights))
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(1.35 + sum(heights), 0))
+
+    def say(x: float, y: float, text: str, **look: Any) -> None:
+        axes.text(x, y, _drawable(text), va="top", parse_math=False,
+                  **{"color": COLOURS["ink"]} | look)  # fmt: skip
+
+    say(0, 0.05, title, fontsize=15, weight="bold")
+    say(0, 0.45, note, fontsize=9.5, color="#555555")
+    top, step = 1.2, 1 / max(len(models), 1)
+    for i, model in enumerate(models):
+        say(
+            i * step + 0.012, 0.85, model, fontsize=12, weight="bold", color=COLOURS[colours[model]]
+        )
+    for (question, answers), lines, height in zip(rows, cells, heights, strict=True):
+        axes.axhspan(top, top + 0.26, color="#F0F0F0")
+        say(0.006, top + 0.05, _cut([question], 1, 125)[0], fontsize=9.5, weight="bold")
+        for i, (model, (verdict, _)) in enumerate(answers.items()):
+            edge = [i * step + 0.004] * 2
+            axes.plot(edge, [top + 0.31, top + height - 0.05], color=COLOURS[colours[model]], lw=3)
+            mark, hue = _MARKS.get(verdict, ("", "#555555"))
+            say(i * step + 0.012, top + 0.3, mark, fontsize=11, color=hue, weight="bold")
+            text = "\n".join(lines[model]) or "(empty)"
+            say(i * step + 0.036, top + 0.315, text, fontsize=8.6, linespacing=1.25)
+        top += height
+    return drawn
+
+
+def _drawable(text: str) -> str:
+    """The text with a box for each character that the figures' font does not have."""
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    return "".join(c if c.isspace() or font.get_char_index(ord(c)) else "□" for c in text)
+
+
+_MARKS = {"good": ("✓", "#00664b"), "partly": ("◐", "#7a5200"), "bad": ("✗", "#a93500")}
+
+
+def _cut(lines: list[str], most: int, letters: int = 0) -> list[str]:
+    """At most so many lines (of so many letters); what was cut ends in "…"."""
+    kept = [line if not letters or len(line) <= letters else f"{line[:letters]}…" for line in lines]
+    return kept if len(kept) <= most else [*kept[: most - 1], f"{kept[most - 1]} …"]
 
 
 def _label(axes: Any, title: str, x: str, y: str) -> None:

@@ -17,7 +17,7 @@ from baize_lib.dialogue import Message
 from baize_lib.files import text_hash
 from baize_lib.plots import COLOURS
 
-__all__ = ["Shown", "bubbles", "side_by_side", "table"]
+__all__ = ["Shown", "bubbles", "side_by_side", "table", "verdicts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +78,13 @@ def table(rows: Any, *, form: Mapping[str, str] | None = None, caption: str = ""
     styled = styled.set_table_styles([{"selector": "th", "props": "text-align: left"}])
     styled = styled.set_uuid(text_hash(frame.to_csv())[:8])  # the same markup at every run
     return styled.set_caption(caption) if caption else styled
+
+
+_MARKS = {"good": ("✓", "#00664b"), "partly": ("◐", "#7a5200"), "bad": ("✗", "#a93500")}
+
+
+def verdicts(frame: Any, caption: str = "✓ good, ◐ partly, ✗ bad") -> Any:
+    """A table whose cells "good", "partly" and "bad" are shown as one coloured mark each."""
+    marks = {c: lambda v: _MARKS.get(v, (v,))[0] for c in frame.columns}
+    styled = table(frame, caption=caption).format(marks, escape="html")
+    return styled.map(lambda v: f"color: {_MARKS[v][1]}; font-weight: bold" if v in _MARKS else "")

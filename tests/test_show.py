@@ -7,7 +7,7 @@ from PIL import Image
 
 from baize_lib import plots
 from baize_lib.dialogue import Message
-from baize_lib.show import bubbles, side_by_side, table
+from baize_lib.show import bubbles, side_by_side, table, verdicts
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -26,7 +26,12 @@ def drawn():
                      colours=hues)  # fmt: skip
     yield plots.scatter_labels({"a": (1, 2), "b": (3, 1)}, title="t", x="x", y="y", colours=hues)
 
+    rows = [("Why? " * 60, {"a": ("good", "$1 and $2: 好 " + HOSTILE * 9), "b": ("", "")})]
+    yield plots.comparison(rows, title="t", note="n", colours=hues)
+    yield plots.comparison([], title="t", note="n", colours=hues)
 
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("figure", drawn())
 def test_every_figure_draws_on_an_opaque_ground(figure):
     buffer = io.BytesIO()
@@ -58,6 +63,24 @@ def test_a_dialogue_also_prints_as_text():
     assert repr(bubbles([Message("user", "Hi"), Message("assistant", "Hello")], "One")) == (
         "One\nHuman  Hi\nAI     Hello"
     )
+
+
+def test_a_long_answer_is_cut_and_says_so():
+    rows = [("Why?", {"a": ("bad", "word " * 300), "b": ("good", "Because.")})]
+    drawn = plots.comparison(rows, title="t", note="n", colours={"a": "base", "b": "tuned"})
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    (cut,) = [text for text in texts if text.startswith("word")]
+    assert cut.endswith(" …") and cut.count("\n") == 5
+    assert {"✓", "✗", "Because.", "Why?"} < set(texts)
+
+
+def test_verdicts_become_marks_and_the_rest_stays_text():
+    import pandas as pd
+
+    frame = pd.DataFrame([{"prompt": f"good {HOSTILE}", "base": "bad", "tuned": "good", "x": ""}])
+    markup = verdicts(frame).to_html()
+    assert ">✗<" in markup and ">✓<" in markup and ">bad<" not in markup
+    assert "good &lt;script" in markup and "<script" not in markup
 
 
 def test_a_table_renders_the_same_twice():
