@@ -1,5 +1,6 @@
 """The answers page: escaped, filtered, themed; a real browser looks at it where there is one."""
 
+import dataclasses
 import functools
 import http.server
 import re
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baize_lib.checks import CHECKS, Verdict
-from baize_lib.evaluate import Attempt, Prompt
+from baize_lib.evaluate import Attempt, Prompt, load_prompts
 from baize_lib.page import page
 
 CHROMIUM = next(
@@ -86,6 +87,29 @@ def test_later_turns_unfold_and_costs_are_summed(tmp_path):
     html = page([asked], shown, {}, errors=ERRORS, path=tmp_path / "page.html")
     assert "<details><summary>Two?</summary>" in html and "gpt $0.00400" in html
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == html
+
+
+def test_the_overview_has_a_mark_for_every_verdict_the_articles_among_them():
+    asked = load_prompts(origin="article", language="en")
+    shown = [attempt(p, m, *p.turns) for p in asked for m in ("base", "tuned")]
+    graded = {(a.prompt, a.model): Verdict("partly", "seen") for a in shown}
+    html = page(asked, shown, graded, errors=ERRORS)
+    overview = re.search(r"<details class=overview open>(.*?)</details>", html, re.S)[1]
+    said = [v["verdict"] for p in asked for v in p.article.values()]
+    for mark, grade in ("✓", "good"), ("◐", "partly"), ("✗", "bad"):
+        ours = len(shown) if grade == "partly" else 0
+        assert overview.count(f"title={grade}>{mark}</b>") == said.count(grade) + ours
+    assert [f"href='#p{i}'" in overview and f"id=p{i} " in html for i in range(6)] == [True] * 6
+    assert html.count("<section class=reported>") == 6
+
+
+def test_the_footer_says_how_each_model_was_asked():
+    asked = prompt()
+    line = {"sampling": {"temperature": 0.7, "max_tokens": 9}, "seed": 4}
+    one = attempt(asked, "tuned", "x", **line)
+    shown = [dataclasses.replace(one, adapter="0123456789abcdef")]
+    footer = page([asked], shown, {}, errors=ERRORS).split("<footer>")[1]
+    assert "0123456789abcdef" in footer and "temperature 0.7, max_tokens 9, seed 4" in footer
 
 
 # ---- In a browser
