@@ -143,8 +143,10 @@ def bias_table(judgements: Sequence[Judgement]):
     """Shares with their 95% intervals, as a DataFrame; 0.5 is chance for all but the first two.
 
     readable: replies that named an answer or a tie. consistent: pairs named alike in both orders.
-    a wins: of the consistent pairs without a tie. first, longer: of all single choices, those of
-    the answer shown first, or of the longer one.
+    names a: of all single choices, ties left out; a judge that cannot tell is near 0.5 here. a
+    wins: of the consistent pairs without a tie. first, longer: of all single choices, those of the
+    answer shown first, or of the longer one. The two choices of a pair belong together, so the
+    intervals of single choices are rough.
 
     Raises:
         BaizeError: there is nothing to count.
@@ -164,6 +166,7 @@ def bias_table(judgements: Sequence[Judgement]):
     rows = {
         "readable": (sum(bool(named) for _, named, _ in choices), len(choices)),
         "consistent": (sum(j.winner != "inconsistent" for j in judgements), len(judgements)),
+        "names a": (sum(named == "a" for _, named, _ in made), len(made)),
         "a wins": (sum(j.winner == "a" for j in decided), len(decided)),
         "prefers the first": (sum(named == first for _, named, first in made), len(made)),
         "prefers the longer": (

@@ -18,7 +18,7 @@ from baize_lib.judge import (
     score,
 )  # fmt: skip
 from baize_lib.pricing import Price
-from baize_lib.teacher import Teacher, TeacherError
+from baize_lib.teacher import Teacher, TeacherError, local_teacher
 
 PAIRS = [Pair(f"p{i}", "Why?", f"short {i}", f"a longer answer {i}") for i in range(20)]
 PAIRS += [Pair(f"q{i}", "Why?", f"a longer answer {i}", f"short {i}") for i in range(20)]
@@ -49,6 +49,7 @@ def test_a_judge_that_loves_the_first_answer_is_never_consistent():
     seen = shares(judged_by(lambda first, second: "1"))
     assert seen["consistent"] == 0 and seen["prefers the first"] == 1
     assert seen["prefers the longer"] == 0.5 and seen["a wins"] != seen["a wins"]  # nothing decided
+    assert seen["names a"] == 0.5  # right half the time, as any coin is
 
 
 def test_a_judge_that_loves_length_is_consistent_and_still_found_out():
@@ -117,3 +118,19 @@ def test_pairs_are_made_of_the_prompts_both_models_answered():
     attempts = [said(prompts[0], "base"), said(prompts[0], "tuned"), said(prompts[1], "base")]
     (pair,) = pairs_of(prompts, attempts, "base", "tuned")
     assert pair.id == prompts[0].id and pair.a == "one\n\ntwo"
+
+
+def test_the_embedded_judge_is_not_told_from_chance_and_its_cost_was_foreseen():
+    pairs = labelled_pairs()[::10]
+
+    async def run():
+        async with local_teacher() as teacher:
+            expected = forecast(teacher, pairs)
+            judgements = await compare(teacher, pairs)
+            return expected, judgements, teacher.budget.spent_tokens
+
+    (tokens, usd), judgements, spent = asyncio.run(run())
+    table = bias_table(judgements).set_index("measure")
+    assert table.loc["names a", "low"] < 0.5 < table.loc["names a", "high"]
+    assert table.loc["readable", "share"] == 1  # the grammar sees to that
+    assert usd == 0 and 0.6 < tokens / spent < 1.6
