@@ -6,6 +6,7 @@ padding, order and processes change the speed and nothing else.
     loss = sum(backward(model, batch, num_labels) for batch in micro_batches) / num_labels
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,24 +41,32 @@ def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]
 def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float:
     """Sum of the losses of (labels, width) hidden states, in nats; fills `slope` with its gradient.
 
-    The head is frozen, so the gradient with respect to `hidden` is all there is to keep, and the
-    logits exist for a few hundred positions at a time.
+    The head is frozen, so the gradient with respect to `hidden` is all there is to keep. The
+    vocabulary passes by a slice at a time, which stays in the processor's cache, and the softmax is
+    put together on the way (Milakov and Gimelshein 2018): all the logits never exist.
     """
     import torch
 
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(targets), 256):
-        part = slice(start, start + 256)
-        logits = head(hidden[part]).float()
-        top = logits.amax(-1, keepdim=True)
-        chosen = logits.gather(1, targets[part, None])
-        raised = logits.sub_(top).exp_()  # in place: the logits are the largest thing there is
-        norm = raised.sum(-1, keepdim=True)
-        total += (norm.log() + top - chosen).double().sum().cpu()
+    weight, count = head.weight, len(targets)
+    top = torch.full((count, 1), -math.inf, device=hidden.device)
+    norm = torch.zeros_like(top)
+    mean = torch.zeros(hidden.shape, device=hidden.device)  # of the head's rows, not yet / norm
+    for rows in weight.split(_SLICE):
+        logits = (hidden @ rows.T).float()
+        higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+        shrunk, top = (top - higher).exp_(), higher
+        raised = logits.sub_(top).exp_()
+        norm = norm.mul_(shrunk).add_(raised.sum(-1, keepdim=True))
         if slope is not None:
-            mean = raised.to(hidden.dtype) @ head.weight / norm
-            slope[part] = mean - head.weight[targets[part]]
-    return total.item()
+            mean.mul_(shrunk).add_(raised.to(hidden.dtype) @ rows)
+    chosen = weight[targets]
+    logit = (hidden * chosen).sum(-1, keepdim=True, dtype=torch.float32)
+    if slope is not None:
+        slope.copy_(mean.div_(norm).sub_(chosen))
+    return (norm.log() + top - logit).double().sum().item()
+
+
+_SLICE = 4096  # tokens of the vocabulary
 
 
 def backward(model: Any, batch: Sequence[Encoded], num_labels: int) -> float:

@@ -37,7 +37,8 @@ from baize_lib.batches import (
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, text_hash, write_atomic, write_jsonl
-from baize_lib.lora import detach, lean
+from baize_lib.lean import lean
+from baize_lib.lora import detach
 from baize_lib.loss import backward, held_out_loss
 from baize_lib.models import Base, load_base, quiet
 from baize_lib.parallel import Team, join, shard

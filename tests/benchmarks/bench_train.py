@@ -5,16 +5,18 @@
 All train LoRA r=8 on all linear layers over the same dialogues, in one process, one after another:
   ours     `fit`'s loop
   padded   the original's recipe: PEFT as it comes, every row padded to 512, loss by transformers
-  trl      TRL's SFTTrainer (where `trl` is installed): rows of like length together, no
-           checkpointing of activations, its own loss
+  trl-N    TRL's SFTTrainer, N rows of like length together, no checkpointing of activations, its
+           own (chunked) loss; the best N is its best setting
 Rates are real tokens (no padding) a second of wall time and of CPU time over all threads. CPU time
 is the fairer column on a busy machine. "of limit" counts 4 operations a parameter and token and
 divides by what plain matrix products of the model's shapes reach, timed before and after.
 """
 
 import argparse
+import functools
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from baize_lib.batches import epoch_steps
 from baize_lib.config import data_dir
 from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
-from baize_lib.lora import lean
+from baize_lib.lean import lean
 from baize_lib.models import Base, load_base, quiet
 from baize_lib.train import Encoded, Settings, _add_adapter, backward, encode_all
 
@@ -86,7 +88,7 @@ def padded(base: Base, rows: list[Encoded]) -> Any:
     return run, model
 
 
-def trl(base: Base, rows: list[Encoded]) -> Any:
+def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -95,7 +97,7 @@ def trl(base: Base, rows: list[Encoded]) -> Any:
 
     data = Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
     config = SFTConfig(
-        output_dir="/tmp/bench_trl", per_device_train_batch_size=4, num_train_epochs=1,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch_size, num_train_epochs=1,
         gradient_checkpointing=False, max_length=512, use_cpu=True, bf16=False, report_to=[],
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_num_workers=0,
         train_sampling_strategy="group_by_length", dataset_kwargs={"skip_prepare_dataset": True},
@@ -108,11 +110,18 @@ def trl(base: Base, rows: list[Encoded]) -> Any:
     return trainer.train, trainer.model
 
 
+WAYS = {
+    "ours": ours,
+    "padded": padded,
+    **{f"trl-{size}": functools.partial(trl, batch_size=size) for size in (1, 2, 4, 8)},
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dialogues", type=int, default=24)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--only", nargs="*", default=["ours", "padded", "trl"])
+    parser.add_argument("--only", nargs="*", default=[*WAYS], choices=WAYS)
     options = parser.parse_args()
     base = load_base("embedded", options.precision)
     source = data_dir() / "self_chat_sample.jsonl"
@@ -125,10 +134,10 @@ def main() -> None:
         before = matmul_rate(base.model.dtype)
         try:
             with quiet():
-                run, model = globals()[name](base, rows[:4])
+                run, model = WAYS[name](base, rows[:4])
                 run()  # warm-up: the first pass pays for memory and threads
                 model.unload()
-                run, model = globals()[name](base, rows)
+                run, model = WAYS[name](base, rows)
                 wall, cpu = timed(run)
         except ImportError as error:
             print(f"{name}: not measured ({error})")
@@ -145,7 +154,7 @@ def main() -> None:
         }  # fmt: skip
         line = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items())
         print(f"{name:8s} {line}  (matmul {limit[0] / 1e9:.0f} GFLOP/s)", flush=True)
-    for name in set(found) - {"ours"} if "ours" in found else ():
+    for name in [name for name in found if name != "ours" and "ours" in found]:
         ratio = [found["ours"][key] / found[name][key] for key in ("tokens/s", "tokens/CPU-s")]
         print(f"ours / {name}: {ratio[0]:.2f} by wall, {ratio[1]:.2f} by CPU time")
     json.dump(found, sys.stdout)
