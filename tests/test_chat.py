@@ -111,6 +111,23 @@ def test_a_model_is_asked_in_the_layout_its_adapter_was_trained_on(base, tmp_pat
     assert plain.count("<|im_end|>") == 1
 
 
+def test_all_cores_multiply_while_a_reply_is_written_and_only_then(base, adapters):
+    import torch
+
+    from baize_lib.chat import _on_all_cores, _plain_layers
+
+    ChatModel(base, adapters)
+    layers = _plain_layers(base.model)
+    assert any("lora_A" in name and m in layers for name, m in base.model.named_modules())
+    rows = torch.randn(3, layers[0].in_features)
+    with torch.no_grad():
+        plain = layers[0](rows)
+        with _on_all_cores(layers):
+            assert "forward" in layers[0].__dict__
+            torch.testing.assert_close(layers[0](rows), plain, rtol=1e-4, atol=1e-4)
+    assert not [layer for layer in layers if "forward" in layer.__dict__]
+
+
 def test_base_and_adapters_answer_differently_from_one_copy_of_the_weights(chat, base, adapters):
     alone = {name: ChatModel(base, {name: adapters[name]}) for name in adapters}
     models = ("base", "tuned", "other")
