@@ -21,7 +21,7 @@ from typing import Any
 from baize_lib.config import BaizeError, Run
 from baize_lib.dialogue import Dialogue
 from baize_lib.files import sha256_of, text_hash, write_atomic
-from baize_lib.inspection import DEFECTS, other_language, words
+from baize_lib.inspection import defects_for, words
 from baize_lib.pricing import Price, Usage
 from baize_lib.records import read_dialogues, read_sample, write_dialogues
 from baize_lib.similarity import near_duplicates
@@ -41,12 +41,17 @@ def default_filters(language: str = "en") -> dict[str, Filter]:
 
     Refusals stay: for an unsafe request a refusal is the right answer. So do short replies and
     replies that ask back; add their `DEFECTS` entry to drop them.
+
+    Raises:
+        BaizeError: a language the course does not speak.
     """
     names = (
         "failed", "role_order", "empty_turn", "dangling_tag", "both_voices", "broken_characters",
         "cut_reply", "loop", "question_repeated", "reply_repeated", "as_an_ai", "personal_data",
+        "other_language",
     )  # fmt: skip
-    return {name: DEFECTS[name] for name in names} | {"other_language": other_language(language)}
+    checks = defects_for(language)
+    return {name: checks[name] for name in names}
 
 
 FILTERS = default_filters()

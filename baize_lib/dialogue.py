@@ -25,8 +25,8 @@ from baize_lib.config import BaizeError
 
 __all__ = [
     "Message", "Dialogue", "Piece", "Transcript", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE",
-    "pieces", "render", "check_roles", "parse_transcript", "to_chat", "from_chat", "to_sharegpt",
-    "from_sharegpt", "to_baize_record", "from_baize_record",
+    "LANGUAGES", "check_language", "pieces", "render", "check_roles", "parse_transcript",
+    "to_chat", "from_chat", "to_sharegpt", "from_sharegpt", "to_baize_record", "from_baize_record",
 ]  # fmt: skip
 
 HUMAN_TAG, AI_TAG = "[|Human|]", "[|AI|]"
@@ -34,7 +34,20 @@ HEADER = {
     "en": "The conversation between human and AI assistant.",
     "zh": "人类与人工智能助手之间的对话。",
 }
+LANGUAGES = tuple(HEADER)  # what the whole path, from seeds to evaluation, can be told to speak
 TEMPLATE = "baize-v1+eos"  # stored with an adapter: another template, another model
+
+
+def check_language(language: str) -> str:
+    """`language`, if the course speaks it.
+
+    Raises:
+        BaizeError: it is none of `LANGUAGES`.
+    """
+    if language not in LANGUAGES:
+        known = ", ".join(LANGUAGES)
+        raise BaizeError(f"language={language!r} is not known: use one of {known}")
+    return language
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +139,7 @@ def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> Non
 def _split_header(messages: Sequence[Message], language: str) -> tuple[str, Sequence[Message]]:
     if messages and messages[0].role == "system":
         return messages[0].content, messages[1:]
-    if language not in HEADER:
-        raise BaizeError(f"language {language!r} has no header: use one of {', '.join(HEADER)}")
-    return HEADER[language], messages
+    return HEADER[check_language(language)], messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,10 @@ class Transcript:
     defects: tuple[str, ...]
 
 
-_TAG = re.compile(r"^\[\|?(Human|AI)\|?\]:?[ \t]*", re.IGNORECASE)
+_TAG = re.compile(
+    r"^(?:\[\|?|【)(?:(Human|人类|用户)|AI|助手|人工智能助手)(?:\|?\]|】)[:：]?[ \t]*",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^\s*(?:```|~~~)[ \t]*(\w*)")
 
 
@@ -147,7 +161,8 @@ def parse_transcript(text: str) -> Transcript:
     """Read a transcript with `[Human]` / `[AI]` tags (or `[|Human|]` / `[|AI|]`). Never raises.
 
     A tag counts only at the start of a line outside fenced code, so "[AI]" in a sentence or a
-    program stays text. A complete last exchange is kept; a question without a reply is not.
+    program stays text. A complete last exchange is kept; a question without a reply is not. Tags
+    put into Chinese (`[人类]`, `【助手】`, with a wide colon or none) are tags too.
 
     >>> parse_transcript("[Human] Hi\\n[AI] Hello.\\n[Human] And").defects
     ('unanswered question',)
@@ -180,7 +195,7 @@ def _runs(text: str) -> Iterator[tuple[str, list[str]]]:
         tag = None if i in in_code else _TAG.match(line)
         if tag:
             yield role, current
-            role = "user" if tag[1].lower() == "human" else "assistant"
+            role = "user" if tag[1] else "assistant"
             current = [line[tag.end() :]]
         else:
             current.append(line)

@@ -25,17 +25,20 @@ from operator import eq
 from typing import Any
 
 from baize_lib.config import data_dir
-from baize_lib.dialogue import Dialogue
+from baize_lib.dialogue import Dialogue, check_language
 
 __all__ = [
-    "words", "Statistics", "statistics", "beside_published", "DEFECTS", "defects", "count_defects",
-    "other_language", "personal_data", "speaks_for_both", "dangles", "loops", "stops_midway",
-    "asks_back", "as_an_ai", "refuses", "not_english", "not_chinese",
+    "words", "chinese_share", "Statistics", "statistics", "beside_published", "DEFECTS",
+    "defects_for", "defects", "count_defects", "other_language", "personal_data",
+    "speaks_for_both", "dangles", "loops", "stops_midway", "asks_back", "as_an_ai", "refuses",
+    "not_english", "not_chinese",
 ]  # fmt: skip
 
 Defect = Callable[[Dialogue], int]  # how often; 0 is fine
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_KANA = re.compile(r"[\u3040-\u30ff]")
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['-][^\W_{_CJK}]+)*")
 _ASCII_WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # the same rule, faster
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -52,6 +55,23 @@ def words(text: str) -> tuple[str, ...]:
     if text.isascii():
         return tuple(_ASCII_WORD.findall(text))
     return tuple(_WORD.findall(text.replace("’", "'")))
+
+
+def chinese_share(text: str) -> float:
+    """Chinese characters among the words of a text, 0 to 1; numbers count neither way.
+
+    A Latin name or term is one word, so a sentence about Python or HTTP is Chinese; one with a
+    quarter as many kana as characters is Japanese, and 0. A text without a word is 1: it breaks
+    no rule.
+
+    >>> chinese_share("HTTP和HTTPS有什么区别？"), chinese_share("What does 道 mean?")
+    (0.75, 0.25)
+    """
+    said = [word for word in words(text) if not word.isdigit()]
+    num_characters = sum(map(bool, map(_HAN.match, said)))
+    if 4 * len(_KANA.findall(text)) > num_characters:
+        return 0.0
+    return num_characters / len(said) if said else 1.0
 
 
 @lru_cache(maxsize=64)
@@ -160,40 +180,53 @@ def beside_published(found: Statistics, name: str = "ours") -> list[dict[str, An
 
 # ---- rules over one text ------------------------------------------------------------------------
 
+_NAMED = r"(?:human|ai|人类|用户|助手)"
 _TAG = re.compile(
-    r"\[\|\s*(?:human|ai)\s*\|\]|^[ \t]*\[(?:human|ai)\]|<\|(?:im_start|im_end|endoftext)\|>",
+    rf"\[\|\s*(?:human|ai)\s*\|\]|^[ \t]*(?:\[{_NAMED}\]|【{_NAMED}】)"
+    r"|<\|(?:im_start|im_end|endoftext)\|>",
     re.IGNORECASE | re.MULTILINE,
 )
 _TAG_AT_END = re.compile(
-    r"(?:\[\|[a-z ]{0,7}\|?\]?|^[ \t]*\[(?:human|ai)\]?:?)\s*\Z", re.IGNORECASE | re.MULTILINE
-)
-_LABEL = re.compile(
-    r"^[ \t]*(?:\*\*)?(?:(human|user|人类|用户)|(?:ai|assistant|助手))(?:\*\*)?[ \t]*[:：]",
+    rf"(?:\[\|[a-z ]{{0,7}}\|?\]?|^[ \t]*(?:\[{_NAMED}\]?|【{_NAMED}】?)[:：]?)\s*\Z",
     re.IGNORECASE | re.MULTILINE,
 )
+_LABEL = re.compile(
+    r"^[ \t]*(?:\*\*)?(?:(human|user|人类|用户|问)|(?:ai|assistant|助手|人工智能助手|答))"
+    r"(?:\*\*)?[ \t]*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BRACKETS = ("[", "【", "<|")
 
 
 def dangles(text: str) -> bool:
     """It ends on a speaker's tag, or a part of one."""
-    return "[" in text[-16:] and bool(_TAG_AT_END.search(_prose(text)))
+    return _any_in(_BRACKETS, text[-16:]) and bool(_TAG_AT_END.search(_prose(text)))
 
 
 def speaks_for_both(text: str) -> bool:
     """It shows a tag before its end, or labels for both speakers."""
     text = _prose(text)
-    if ("[" in text or "<|" in text) and _TAG.search(_TAG_AT_END.sub("", text)):
+    if _any_in(_BRACKETS, text) and _TAG.search(_TAG_AT_END.sub("", text)):
         return True
     return len({bool(human) for human in _LABEL.findall(text)}) == 2
 
 
 _SENTENCE_END = re.compile(r"[.!?。！？\n]+")
+_CLAUSE_END = re.compile(r"[.!?。！？，；：、\n]+")  # Chinese strings its sentences with commas
 _STUTTER = re.compile(r"\b([^\W\d]{2,}+)(?:\W+\1\b){5,}", re.IGNORECASE)
+_STUTTER_ZH = re.compile(rf"([{_CJK}]{{1,6}})\1{{5,}}|([，、；：。！？）])\2{{5,}}")
 
 
 def loops(text: str) -> bool:
-    """It says a sentence three times, stutters, or repeats two fifths of its four-word runs."""
+    """It says a sentence three times, stutters, or repeats two fifths of its four-word runs.
+
+    In Chinese a clause of five characters is what a sentence of four words is in English, and a
+    stutter needs no space between.
+    """
     text = _prose(text)
     said = words(text)
+    if _HAN.search(text) and _loops_zh(text):
+        return True
     if len(said) >= 24 and len(set(said)) < 0.6 * len(said) + 3:  # else it cannot repeat so much
         said = [word for word in said if not word.isdigit()]
         runs = list(zip(said, said[1:], said[2:], said[3:], strict=False))
@@ -207,13 +240,24 @@ def loops(text: str) -> bool:
     return sum(map(eq, said, said[1:])) >= 5 and bool(_STUTTER.search(text))
 
 
+def _loops_zh(text: str) -> bool:
+    clauses = Counter(part.strip() for part in _CLAUSE_END.split(text))
+    again = (part for part, times in clauses.items() if times >= 3 and len(words(part)) >= 5)
+    return any(map(_HAN.search, again)) or bool(_STUTTER_ZH.search(text))
+
+
 _NOT_PROSE = re.compile(r"\s|[-*•|#>\"“'「]|\d+[.)]|.*[=(){}<>_/\\]")
 
 
 def stops_midway(text: str) -> bool:
-    """A long text without an end: a guess, for where no ledger tells. Lists and code may."""
+    """A long text without an end: a guess, for where no ledger tells. Lists and code may.
+
+    Long is 20 words; three Chinese characters count as two, about the length of a word.
+    """
     text = text.rstrip()
-    if not text or not (text[-1].isalnum() or text[-1] in ",;:，、；：") or len(words(text)) < 20:
+    if not text or not (text[-1].isalnum() or text[-1] in ",;:，、；："):
+        return False
+    if len(words(text)) - len(_HAN.findall(text)) // 3 < 20:
         return False
     return not _NOT_PROSE.match(text[text.rfind("\n") + 1 :])
 
@@ -305,15 +349,18 @@ _COMMON = {
 }
 _LANGUAGE_OF = {word: name for name, text in reversed(_COMMON.items()) for word in text.split()}
 _ENGLISH = frozenset(_COMMON["en"].split())
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _NOT_LATIN = re.compile(r"[\u0370-\u1cff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 
 
 def not_chinese(text: str) -> bool:
-    """Twenty letters or more outside code, and hardly any is a Chinese character."""
+    """Outside code, fewer than half of its words are Chinese characters (see `chinese_share`).
+
+    Under twenty letters, all of them Latin, it gets the benefit of the doubt: a name, a term.
+    """
     text = _prose(text)
-    num_letters = sum(map(str.isalpha, text))
-    return num_letters >= 20 and len(_HAN.findall(text)) < 0.1 * num_letters
+    letters = [c for c in text if c.isalpha()]
+    doubtful = len(letters) < 20 and all(c < "\u0250" for c in letters)
+    return not doubtful and chinese_share(text) < 0.5
 
 
 def not_english(text: str) -> bool:
@@ -334,18 +381,22 @@ def not_english(text: str) -> bool:
     return sum(_LANGUAGE_OF.get(word) == language for word in set(said)) >= 3  # "os", in code
 
 
-_EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[\w-]+\.)+[a-z]{2,})\b", re.IGNORECASE)
+# ASCII: in Chinese, text runs into an address without a space
+_EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[\w-]+\.)+[a-z]{2,})\b", re.IGNORECASE | re.ASCII)
 _EXAMPLE_DOMAIN = re.compile(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid)$", re.IGNORECASE)
 _PHONE = re.compile(
     r"(?<![a-zA-Z0-9_.+-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,3}"
     r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}|1[3-9]\d{9})(?![a-zA-Z0-9_-])"
 )
 _FICTIONAL = re.compile(r"555[ .-]?01\d\d")
-_CARD = re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
-_IP = re.compile(r"(?<![\w.])(?<!version )(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)", re.IGNORECASE)
+_CARD = re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])", re.ASCII)
+_IP = re.compile(
+    r"(?<![\w.])(?<!version )(?<!版本)(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)", re.IGNORECASE | re.ASCII
+)
 _KEY = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}"
-    r"|AIza[\w-]{35}|xox[abpr]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|AIza[\w-]{35}|xox[abpr]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    re.ASCII,
 )
 _KEY_MARKS = ("sk-", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "AIza", "xox", "-----")
 _DIGIT = re.compile("[0-9]")
@@ -443,10 +494,10 @@ def other_language(expected: str = "en") -> Defect:
     """A defect: messages in another language than `expected` ("en" or "zh").
 
     By script, and for Latin script by the commonest words of six languages. It cannot tell
-    Chinese from Japanese written in kanji, sees no Latin-script language but those six, and gives
-    texts under 12 words, quotations and code the benefit of the doubt.
+    Chinese from Japanese written in kanji alone, sees no Latin-script language but those six, and
+    gives texts under 12 words, quotations and code the benefit of the doubt.
     """
-    return _messages(not_chinese if expected == "zh" else not_english)
+    return _messages(not_chinese if check_language(expected) == "zh" else not_english)
 
 
 _TABLE: tuple[tuple[str, str, Defect], ...] = (
@@ -469,13 +520,18 @@ _TABLE: tuple[tuple[str, str, Defect], ...] = (
     ("asks_back", "a reply ends by asking the human something", _replies(asks_back)),
     ("as_an_ai", "the assistant speaks of itself as an AI model", _replies(as_an_ai)),
     ("refusal", "a reply declines; right for unsafe requests only", _replies(refuses)),
-    ("other_language", "a message is not in English", other_language("en")),
+    ("other_language", "a message in another language than the corpus", other_language("en")),
     ("personal_data", "strings shaped like an e-mail, phone, card, IP address or key",
      lambda d: sum(len(list(personal_data(message.content))) for message in d.messages)),
     ("repaired", "the transcript it was parsed from had faults", _known("repairs")),
 )  # fmt: skip
 DEFECTS: dict[str, Defect] = {name: defect for name, _, defect in _TABLE}
 _MEANING = {name: meaning for name, meaning, _ in _TABLE}
+
+
+def defects_for(language: str = "en") -> dict[str, Defect]:
+    """`DEFECTS` for a corpus in this language: "en" (as they are) or "zh"."""
+    return DEFECTS | {"other_language": other_language(language)}
 
 
 def defects(dialogue: Dialogue, checks: dict[str, Defect] = DEFECTS) -> Counter[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from baize_lib.config import BaizeError
+from baize_lib.dialogue import LANGUAGES, check_language
 from baize_lib.sources import Seed
 
 __all__ = [
@@ -22,8 +23,6 @@ __all__ = [
     "assistant", "transcript", "question_messages", "clean_question", "says_end",
     "same_question", "shares_a_word", "QUESTION_GRAMMAR", "reply_grammar",
 ]  # fmt: skip
-
-LANGUAGES = ("en", "zh")
 
 DOMAINS = {
     "general": {
@@ -66,10 +65,13 @@ class Settings:
     """How dialogues are made. A ledger remembers these and refuses to be continued with others.
 
     Attributes:
-        max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question.
+        max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question. They are
+            tokens of the teacher's own tokenizer: a character of a language it has hardly seen
+            takes two or three (notebook 08 counts them).
         temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
         domain: a key of `DOMAINS`, or "auto" to take it from each seed's source.
         guardrail: tell the assistant to decline what would do harm.
+        language: which language both sides are told to speak, one of `LANGUAGES`.
         system: the assistant's whole system prompt, instead of those of domain and guardrail.
     """
 
@@ -86,9 +88,9 @@ class Settings:
     system: str | None = None
 
     def __post_init__(self) -> None:
+        check_language(self.language)
         for name, allowed in (
             ("strategy", ("turns", "transcript")),
-            ("language", LANGUAGES),
             ("domain", ("auto", *DOMAINS)),
         ):
             if getattr(self, name) not in allowed:
@@ -186,19 +188,22 @@ def question_messages(messages: list[dict[str, str]], language: str = "en") -> l
     return [*shown, {"role": "user", "content": "\n".join(said)}]
 
 
-_SPEAKER = "human|person|user|question|人类|问题"
-_TAGGED = re.compile(rf"^(?:\[\|?(?:{_SPEAKER})\|?\]\s*[:：]?|(?:{_SPEAKER})\s*[:：])\s*", re.I)
+_SPEAKER = "human|person|user|question|人类|用户|下一个问题|问题|提问|问"
+_TAGGED = re.compile(
+    rf"^(?:\[\|?(?:{_SPEAKER})\|?\]\s*[:：]?|【(?:{_SPEAKER})】[:：]?|(?:{_SPEAKER})\s*[:：])\s*",
+    re.I,
+)
 
 
 def clean_question(text: str) -> str:
     """The first line of what the question-writer wrote, without a speaker's tag or quotes."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return _TAGGED.sub("", lines[0]).strip().strip('"“”「」').strip() if lines else ""
+    return _TAGGED.sub("", lines[0]).strip().strip('"“”「」『』').strip() if lines else ""
 
 
 def says_end(question: str) -> bool:
     """Whether the human said that nothing is left to ask."""
-    return re.sub(r"[\W_]+", "", question).upper() in ("END", "结束")
+    return re.sub(r"[\W_]+", "", question).upper() in ("END", "结束", "对话结束")
 
 
 _SMALL = frozenset(
@@ -207,13 +212,38 @@ _SMALL = frozenset(
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether three quarters of the shorter one's words are in the other (four letters of each).
+    """Whether three quarters of the shorter one's words are in the other.
+
+    A word is its first four letters, or a Chinese character. A Chinese question word is one word
+    however it is put, and two questions with different ones are not the same.
 
     >>> same_question("How do I sort a list?", "how do you sort the lists")
     True
+    >>> same_question("番茄怎么种？", "如何种番茄？")
+    True
     """
-    first, second = _stems(one, _SMALL), _stems(other, _SMALL)
+    first, second = _stems(one), _stems(other)
+    put = [{word for word in words if word[0] == "?"} for words in (first, second)]
+    if all(put) and not put[0] & put[1]:  # why is not when, however many characters are shared
+        return False
     return 4 * len(first & second) >= 3 * min(len(first), len(second))
+
+
+_ASKED_WITH = {
+    "why": "为什么|为何|为啥", "when": "什么时候|何时", "how": "怎么样?|怎样|如何|咋",
+    "where": "什么地方|哪里|哪儿", "many": "多少|多长时间|多久|几", "which": "哪[个些种一]?",
+    "what": "什么|啥", "who": "谁",
+}  # fmt: skip
+_SMALL_ZH = "的了着过吗呢吧啊呀是在有一个这那我你您他她它们和与就也都还会能可以要想请问给"
+_SMALL_ZH = re.compile(f"[{_SMALL_ZH}]")
+
+
+def _stems(text: str) -> set[str]:
+    text = text.lower()
+    for name, put in _ASKED_WITH.items():
+        text = re.sub(put, f" ?{name} ", text)
+    words = re.findall(r"\?[a-z]+|[a-z0-9]+|[一-鿿]|[^\W_一-鿿]+", _SMALL_ZH.sub("", text))
+    return {word[:4] for word in words if word not in _SMALL}
 
 
 _EMPTY_WORDS = frozenset(
@@ -230,14 +260,40 @@ _EMPTY_WORDS = frozenset(
 )
 
 
+_EMPTY_ZH = (
+    *_ASKED_WITH.values(),
+    "因为|所以|但是|而且|如果|或者|以及|虽然|不过|然后|另外|除了|关于|通过|根据|例如|比如|其他|其它|其中",
+    "需要|应该|必须|可能|能够|使用|进行|提供|帮助|建议|介绍|解释|说明|告诉|知道|觉得|认为|注意|具体|还有",
+    "问题|回答|方法|办法|方式|情况|东西|事情|时候|这样|那样|一些|一下|一种|不同|重要|非常",
+    "[的了着过吗呢吧啊呀是在有一这那我你您他她它们和与或就也都还会能可以要想请给把被让从到对为用不没很更最太]",
+    "[再又只才做好多少些样点里]",
+)
+_EMPTY_ZH = re.compile("|".join(_EMPTY_ZH))
+
+
 def shares_a_word(question: str, said: str) -> bool:
-    """Whether the question takes up a word of what was said."""
-    return bool(_stems(question, _EMPTY_WORDS) & _stems(said, _EMPTY_WORDS))
+    """Whether the question takes up a word of what was said.
+
+    Chinese puts no space between words: two neighbouring characters of the question that say
+    something count as one, and a single one that stands between empty words.
+
+    >>> shares_a_word("花盆要多大？", "请选一个底部有孔的大花盆。")
+    True
+    """
+    if _full_words(question) & _full_words(said):
+        return True
+    runs = re.findall("[一-鿿]+", _EMPTY_ZH.sub(" ", question))
+    pairs = (pair for run in runs for pair in ([run] if len(run) == 1 else _pairs(run)))
+    return any(pair in said for pair in pairs)
 
 
-def _stems(text: str, without: frozenset[str]) -> set[str]:
-    words = re.findall(r"[a-z0-9]+|[一-鿿]|[^\W_]+", text.lower())
-    return {word[:4] for word in words if word not in without}
+def _full_words(text: str) -> set[str]:
+    words = re.findall(r"[a-z0-9]+|[^\W_一-鿿]+", text.lower())
+    return {word[:4] for word in words if word not in _EMPTY_WORDS}
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(len(run) - 1)]
 
 
 QUESTION_GRAMMAR = {
@@ -249,7 +305,12 @@ why ::= "Why " ("is " | "are " | "do " | "does " | "should ")
 when ::= "When " ("should " | "do " | "does " | "is ")
 other ::= "Which " | "Where " | "Who " | "Can I " | "Can you " | "Should I " | "Do I " | "Does "
 """,
-    "zh": "root ::= [^?？\\n]{4,60} [?？]\n",
+    # A question word at its beginning or at its end, one clause, Latin only as a short word.
+    "zh": """root ::= (begins word{2,14} | word{2,14} ends) "？"
+begins ::= "为什么" | "怎样" | "如何" | "什么是" | "什么时候" | "哪些" | "哪种" | "谁" | "能不能"
+ends ::= "吗" | "是什么" | "有哪些" | "怎么办" | "是多少" | "要多久" | "有什么用" | "在哪里"
+word ::= [一-鿿] | [A-Za-z0-9] [A-Za-z0-9.+#_-]{0,11}
+""",
 }
 _SENTENCES = r"""sentence ::= first ([^.!?\n] | [.!?] [^ \nA-Z])+ [.!?]
 first ::= [A-Z"'`(0-9]
@@ -264,11 +325,32 @@ code ::= "\n```" [a-z+#]{0,10} "\n" [^`]+ "\n```"
 )
 
 
-def reply_grammar(domain: str, language: str) -> str | None:
-    """One to three sentences, for programming with a block of code; None in Chinese."""
-    if language != "en":
-        return None
-    return _PROSE_AND_CODE if domain == "programming" else _PROSE
+# Chinese sentences of at most six clauses; or, since a weak teacher may well answer in English,
+# English ones: which of the two it writes is its own doing, and counted afterwards.
+_CHINESE = r"""chinese ::= clause ([，：；] clause){0,5} [。！]
+clause ::= [ -+\x2D-9<-Z_a-z“《]{0,24} [一-鿿] other{0,20} ("、" other{1,12}){0,4}
+other ::= [^，。！？：；、…,;!?\n\x60]
+english ::= [A-Z"'(0-9] ([ -+\x2D/-Z\[-_a-~] | "," | "." [^ \nA-Z])+ [.!]
+"""
+_PROSE_ZH = 'root ::= chinese{1,3} | english (" " english){0,2}\n' + _CHINESE
+_PROSE_AND_CODE_ZH = (
+    r"""root ::= prose | prose? lead code
+prose ::= chinese{1,3} | english (" " english){0,2}
+lead ::= (clause [，；]){0,3} clause "：" | [A-Z] [ -9<-_a-z]{2,80} ":"
+code ::= "\n```" [a-z+#]{0,10} "\n" [^`]+ "\n```"
+"""
+    + _CHINESE
+)
+_REPLY_GRAMMAR = {
+    "en": {"programming": _PROSE_AND_CODE, "": _PROSE},
+    "zh": {"programming": _PROSE_AND_CODE_ZH, "": _PROSE_ZH},
+}
+
+
+def reply_grammar(domain: str, language: str) -> str:
+    """One to three sentences, for programming with a block of code."""
+    grammars = _REPLY_GRAMMAR[language]
+    return grammars.get(domain, grammars[""])
 
 
 def system_prompt(seed: Seed, settings: Settings) -> str:

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +204,17 @@ _WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def write_dialogues(path: Path | str, dialogues: Iterable[Dialogue], format: str = "chat") -> int:
-    """Write JSON lines, atomically, as "chat", "sharegpt" or "baize". Returns how many."""
+def write_dialogues(
+    path: Path | str, dialogues: Iterable[Dialogue], format: str = "chat", language: str = "en"
+) -> int:
+    """Write JSON lines, atomically, as "chat", "sharegpt" or "baize". Returns how many.
+
+    `language` is that of the header that "baize" records carry; the others have none.
+    """
     if format not in _WRITERS:
         raise BaizeError(f"format {format!r} is not known: use one of {', '.join(_WRITERS)}")
-    return write_jsonl(path, map(_WRITERS[format], dialogues))
+    writer = partial(to_baize_record, language=language) if format == "baize" else _WRITERS[format]
+    return write_jsonl(path, map(writer, dialogues))
 
 
 def to_dataset(dialogues: Iterable[Dialogue]) -> Any:

@@ -1,7 +1,7 @@
 """Seeds: the first messages from which the teacher plays out whole dialogues.
 
 Baize took its seeds from Quora, Stack Overflow and MedQuAD (paper, section 3). Here each of those
-can be read as it is published (`sources.py`), beside five small sets written for this course. Real
+can be read as it is published (`sources.py`), beside small sets written for this course. Real
 sources are messy: every question that is dropped is counted under its reason.
 
 >>> seeds = load_seeds("medical", limit=2)
@@ -21,11 +21,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 from baize_lib.config import BaizeError
-from baize_lib.sources import BUILT_IN, MIRRORS, Seed, Tally, read_source
+from baize_lib.dialogue import check_language
+from baize_lib.inspection import chinese_share
+from baize_lib.sources import BUILT_IN, CHINESE, MIRRORS, Seed, Tally, read_source
 
 __all__ = [
     "Seed", "Seeds", "Tally", "load_seeds", "iter_seeds", "clean", "mix",
-    "BUILT_IN", "MIRRORS", "RULES",
+    "BUILT_IN", "CHINESE", "MIRRORS", "RULES",
 ]  # fmt: skip
 
 
@@ -68,14 +70,15 @@ def load_seeds(
     source: str | Path,
     limit: int | None = None,
     *,
-    language: str = "en",
+    language: str | None = None,
     near: float | None = None,
 ) -> Seeds:
     """Read, clean and keep the seeds of a source.
 
     Args:
         source: one of
-            a built-in set (`general`, `programming`, `medical`, `unsafe`, `harmless`);
+            a built-in set (`general`, `programming`, `medical`, `unsafe`, `harmless`, and in
+            Chinese `chinese`);
             `hf:quora`, `hf:stackoverflow`, `hf:medquad`, or `hf:` and any data set's name on the
             Hugging Face hub;
             a file, folder or zip with MedQuAD XML, a Stack Exchange `Posts.xml`, Stack Exchange
@@ -83,7 +86,8 @@ def load_seeds(
             `.jsonl`, or plain text with a question a line; each also as `.gz`.
         limit: keep no more than so many; reading stops there. Without it, memory grows with what
             is kept, about 0.5 kB a seed; `iter_seeds` keeps nothing.
-        language: "en" or "zh"; questions in another one are dropped.
+        language: "en" or "zh"; questions in another one are dropped. None takes the built-in
+            set's own, and "en" for every other source.
         near: drop near-duplicates from this word overlap on (0 to 1; 0.8 is a good start).
 
     Raises:
@@ -107,7 +111,7 @@ def load_seeds(
 
 
 def iter_seeds(
-    source: str | Path, *, language: str = "en", tally: Tally | None = None
+    source: str | Path, *, language: str | None = None, tally: Tally | None = None
 ) -> Iterator[Seed]:
     """The same as `load_seeds`, one seed at a time, for sources larger than the memory.
 
@@ -115,6 +119,7 @@ def iter_seeds(
     dropped is counted in `tally`.
     """
     tally = Tally() if tally is None else tally
+    language = language or ("zh" if source in CHINESE else "en")
     yield from _own_ids(_keep(read_source(str(source), tally), language, tally))
 
 
@@ -177,14 +182,17 @@ def _apportion(shares: Mapping[str, float], num: int) -> dict[str, int]:
 # Cleaning: a rule looks at one text, spaces tidied, and says whether to drop it.
 
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_CJK_MARKS = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20“”…?!,.]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
 _MARKUP = re.compile(r"</\w+>|<\w+\s+\w+=|<br\s*/?>|\[/?math\]|&(nbsp|quot|amp|lt|gt|#\d+);")
 _ANSWER = re.compile(
-    r"(answer|edit|update|a)\s*:|(yes|no|sure|well|thanks|thank you)\b[,.! ]|"
+    r"(answer|edit|update|a|答案?|回答|回复)\s*[:：]|谢谢|感谢|不客气|"
+    r"(yes|no|sure|well|thanks|thank you)\b[,.! ]|"
     r"(you (can|could|should|need)|try|here('s| is| are)|i think|it depends)\b",
     re.IGNORECASE,
 )
+_ASKS = re.compile("[?？]")
 _ENGLISH = set(
     "the a an of to in is are do does i my how what why and for with can it".split()  # noqa: SIM905
 )
@@ -195,16 +203,18 @@ _NOT_ENGLISH = set(
 
 
 def _num_words(text: str) -> int:
-    """Words; in Chinese, where spaces mark none, two characters count as one."""
-    return len(_CJK.sub(" ", text).split()) + (len(_CJK.findall(text)) + 1) // 2
+    """Words; in Chinese, where spaces mark none, three characters count as two."""
+    num_characters = len(_CJK.findall(text))
+    others = _CJK_MARKS.sub(" ", _CJK.sub(" ", text)) if num_characters else text
+    return len(others.split()) + (2 * num_characters + 1) // 3
 
 
 def _in_other_language(text: str, language: str) -> bool:
     """By script, and for English by its small words too. Lenient: a terse line of technical terms
-    is in no language in particular, and stays."""
-    num_letters = sum(map(str.isalpha, text))
+    is in no language in particular and stays, in Chinese while half of its words are characters."""
     if language == "zh":
-        return 2 * len(_CJK.findall(text)) < num_letters
+        return chinese_share(text) < 0.5
+    num_letters = sum(map(str.isalpha, text))
     if 2 * sum(c.isalpha() and c < "\u0250" for c in text) < num_letters:
         return True
     words = set(re.findall(r"\w+", text.lower()))
@@ -218,15 +228,14 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "too long (over 60 words)": lambda text, _: _num_words(text) > 60 or len(text) > 600,
     "markup": lambda text, _: bool(_MARKUP.search(text)),
     "a link": lambda text, _: "http://" in text or "https://" in text,
-    "reads like an answer": lambda text, _: "?" not in text and bool(_ANSWER.match(text)),
+    "reads like an answer": lambda text, _: not _ASKS.search(text) and bool(_ANSWER.match(text)),
     "another language": _in_other_language,
 }
 
 
 def _keep(rows: Iterable[tuple[str, Seed]], language: str, tally: Tally) -> Iterator[Seed]:
     """(place, raw seed) -> the tidied seeds that pass all rules."""
-    if language not in ("en", "zh"):
-        raise BaizeError(f"language {language!r}: seeds can be cleaned as 'en' or 'zh'")
+    check_language(language)
     texts: set[bytes] = set()
     for place, raw in rows:
         text = " ".join(_INVISIBLE.sub("", raw.text).split())

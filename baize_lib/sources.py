@@ -26,9 +26,10 @@ from xml.etree import ElementTree
 
 from baize_lib.config import BaizeError, data_dir
 
-__all__ = ["Seed", "Tally", "read_source", "BUILT_IN", "Mirror", "MIRRORS"]
+__all__ = ["Seed", "Tally", "read_source", "BUILT_IN", "CHINESE", "Mirror", "MIRRORS"]
 
 BUILT_IN = ("general", "programming", "medical", "unsafe", "harmless")
+CHINESE = ("chinese",)  # built in as well, and written in Chinese
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,14 @@ def read_source(source: str, tally: Tally) -> _Rows:
     Raises:
         BaizeError: there is no such source, or its kind is not known.
     """
-    if source in BUILT_IN:
+    if source in BUILT_IN + CHINESE:
         yield from _read_path(data_dir() / "seeds" / f"{source}.jsonl", tally)
     elif source.startswith("hf:"):
         yield from _read_hub(source.removeprefix("hf:"), tally)
     elif Path(source).expanduser().exists():
         yield from _read_path(Path(source).expanduser(), tally)
     else:
-        names = ", ".join([*BUILT_IN, *(f"hf:{name}" for name in MIRRORS)])
+        names = ", ".join([*BUILT_IN, *CHINESE, *(f"hf:{name}" for name in MIRRORS)])
         raise BaizeError(
             f"no seeds called {source!r}: use {names}, or the path of a file, folder or zip"
         )

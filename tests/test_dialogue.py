@@ -52,7 +52,7 @@ def test_a_system_message_replaces_the_header():
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(BaizeError, match="'fr' has no header"):
+    with pytest.raises(BaizeError, match="language='fr' is not known"):
         render(said("Salut ?", "Bonjour."), language="fr")
 
 
