@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS", "figure", "show", "pipeline", "bars", "stacked_bars", "histogram",
-    "loss_curve", "resumed_curve", "scatter_labels", "dots", "comparison",
+    "loss_curve", "resumed_curve", "scatter_labels", "dots", "intervals", "comparison",
 ]  # fmt: skip
 
 # Okabe and Ito's palette (2008), readable with every common colour blindness.
@@ -272,6 +272,35 @@ def dots(
         _label(axes, panel, unit, "")
     all_axes[0][0].invert_yaxis()
     drawn.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    return drawn
+
+
+def intervals(
+    series: Mapping[str, Mapping[str, tuple[float, float, float]]], *, title: str, unit: str,
+    colours: Mapping[str, str],
+) -> "Figure":  # fmt: skip
+    """Shares as dots with their intervals as lines, the first name on top.
+
+    Args:
+        series: what is counted -> name -> (share, low, high), each 0 to 1; the same names in each.
+        colours: series -> name of a colour.
+    """
+    names = list(next(iter(series.values())))
+    drawn, axes = figure(7.0, 1.5 + 0.62 * len(names))
+    for i, (label, values) in enumerate(series.items()):
+        hue = COLOURS[colours[label]]
+        shift = 0.3 * (i - (len(series) - 1) / 2)
+        for y, name in enumerate(names):
+            share, low, high = (100 * value for value in values[name])
+            axes.plot([low, high], [y + shift] * 2, color=hue, lw=3, alpha=0.45)
+            axes.plot(share, y + shift, "o", color=hue, ms=8)
+            axes.annotate(f"{share:.0f}%", (high, y + shift), textcoords="offset points",
+                          xytext=(6, 0), va="center", fontsize=10, color=hue)  # fmt: skip
+        axes.text(0, 1.09 - 0.075 * i, label, color=hue, va="bottom", transform=axes.transAxes)
+    axes.set(xlim=(-3, 108), ylim=(len(names) - 0.45, -0.55))
+    axes.set(yticks=range(len(names)), yticklabels=names)
+    _label(axes, title, unit, "")
+    axes.set_title(title, loc="left", pad=8 + 16 * len(series))
     return drawn
 
 
