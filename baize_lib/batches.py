@@ -51,7 +51,7 @@ class Settings:
     lr: float = 1e-3
     num_epochs: int = 2
     batch_size: int = 8
-    micro_tokens: int = 1536
+    micro_tokens: int = 1024
     max_length: int = 512
     loss_on: str = "replies"
     end_token: bool = True

@@ -72,14 +72,14 @@ TIERS = {
             name="ci", seed_mix={"general": 0.75, "medical": 0.25},
             num_seeds=8, num_turns=2, max_tokens=100, teacher="embedded", budget_usd=0.01,
             base_model="embedded", precision="float32", num_epochs=1, lr=1e-3,
-            batch_size=4, micro_tokens=1536, rank=8, max_length=256,
+            batch_size=4, micro_tokens=1024, rank=8, max_length=256,
             eval_max_tokens=32, minutes=3, usd=0, gigabytes=2,
         ),
         Tier(
             name="laptop", seed_mix={"general": 0.5, "programming": 0.35, "medical": 0.15},
             num_seeds=48, num_turns=3, max_tokens=120, teacher="embedded", budget_usd=1,
             base_model="embedded", precision="float32", num_epochs=3, lr=1e-3,
-            batch_size=4, micro_tokens=1536, rank=8, max_length=512,
+            batch_size=4, micro_tokens=1024, rank=8, max_length=512,
             eval_max_tokens=120, minutes=8, usd=0, gigabytes=4,
         ),
         Tier(

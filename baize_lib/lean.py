@@ -1,4 +1,4 @@
-"""The same training in fewer passes over memory: LoRA layers, norms and attention, lean.
+"""The same training in fewer passes over memory: LoRA layers and norms, lean.
 
 A LoRA layer computes y = W x + s B A drop(x). PEFT writes that as eight operations forward and a
 dozen backward, most of which only move numbers, and on a CPU moving is what takes the time. Here it
@@ -6,10 +6,6 @@ is one operation: the low-rank part is added in place, backward is written out, 
 eight mask entries from one random number (so its rate is a multiple of 1/256).
 
     g = s B' dy        dx = W' dy + drop'(A' g)        dA = g drop(x)'        dB = s dy (A drop(x))'
-
-Attention on a CPU takes the queries 64 at a time, each with the keys up to its last one only: the
-half of the square that causality leaves empty is hardly computed, and the weights are kept for
-backward instead of computed again. (A GPU has kernels for all that.)
 """
 
 import contextlib
@@ -24,12 +20,10 @@ __all__ = ["lean"]
 def lean(model: Any) -> Iterator[int]:
     """Make a PEFT model's plain LoRA layers and norms lean inside the `with`; gives how many.
 
-    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code;
-    so does attention on a GPU or in another precision than float32.
+    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code.
     """
     import torch
     from peft.tuners.lora import Linear
-    from transformers import AttentionInterface
 
     changed = []
     for module in model.modules():
@@ -45,15 +39,9 @@ def lean(model: Any) -> Iterator[int]:
         else:
             continue
         changed.append(module)
-    config = model.config
-    attention = config._attn_implementation
-    if attention == "sdpa":
-        AttentionInterface.register("baize_lean", _attention)
-        config._attn_implementation = "baize_lean"
     try:
         yield len(changed)
     finally:
-        config._attn_implementation = attention
         for module in changed:
             del module.forward
 
@@ -77,26 +65,8 @@ def _forward(layer: Any, x: Any) -> Any:
     return y.view(*x.shape[:-1], -1)
 
 
-def _attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **options: Any
-) -> tuple[Any, None]:
-    """transformers' attention function: (batch, heads, tokens, size) -> (batch, tokens, heads…)."""
-    import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    length, is_plain = query.shape[2], mask is None and key.shape[2] == query.shape[2]
-    on_cpu = query.device.type == "cpu" and query.dtype == torch.float32
-    if not (on_cpu and is_plain and length <= _LONGEST and not options.get("dropout")):
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
-    return _operations()[2].apply(query, key, value, scaling).transpose(1, 2), None
-
-
-_LONGEST = 1024  # tokens; the weights kept grow with the square
-_QUERIES = 64
-
-
 @functools.cache
-def _operations() -> tuple[Any, Any, Any]:
+def _operations() -> tuple[Any, Any]:
     """The autograd functions; made on first use, so that importing this module stays light."""
     import torch
 
@@ -106,7 +76,7 @@ def _operations() -> tuple[Any, Any, Any]:
         def forward(ctx: Any, x: Any, w: Any, a: Any, b: Any, scale: float, drop: int) -> Any:
             scale = scale * 256 / (256 - drop)
             keep = _keep(x, drop) if drop else None
-            low = _apply(keep, x) @ a.T.to(x.dtype)
+            low = (a.to(x.dtype) @ _apply(keep, x).T).T  # in this order the thin product is fast
             ctx.save_for_backward(x, w, a, b, keep, low)
             ctx.scale = scale
             return (x @ w.T).addmm_(low, b.T.to(x.dtype), alpha=scale)
@@ -114,9 +84,9 @@ def _operations() -> tuple[Any, Any, Any]:
         @staticmethod
         def backward(ctx: Any, dy: Any) -> Any:
             x, w, a, b, keep, low = ctx.saved_tensors
-            g = (dy @ b.to(dy.dtype)).mul_(ctx.scale)
+            g = (b.T.to(dy.dtype) @ dy.T).T.mul_(ctx.scale)
             da = g.T @ _apply(keep, x)
-            db = (low.T @ dy).T * ctx.scale  # in this order the product is three times as fast
+            db = (low.T @ dy).T * ctx.scale
             dx = None
             if ctx.needs_input_grad[0]:
                 dx, a = dy @ w, a.to(dy.dtype)
@@ -140,50 +110,6 @@ def _operations() -> tuple[Any, Any, Any]:
             shared = torch.linalg.vecdot(slope, wide)[..., None] * root**2 / x.shape[-1]
             return slope.addcmul_(wide, shared, value=-1).mul_(root).to(x.dtype), None, None
 
-    class LeanAttention(torch.autograd.Function):
-        # q (batch, heads, tokens, size), k and v with fewer heads, each for a group of q's
-        @staticmethod
-        def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
-            out, weights = torch.empty_like(q, memory_format=torch.contiguous_format), []
-            ahead = torch.full((_QUERIES, _QUERIES), float("-inf")).triu_(1)
-            for part, until in _parts(q):
-                size = part.stop - part.start
-                scores = _grouped(q, k, part).mul_(scale) @ _flat(k, until).mT
-                scores = scores.view(scores.shape[0], -1, size, part.stop)
-                scores[..., part] += ahead[:size, :size]
-                weights.append(scores.softmax(-1))
-                said = weights[-1].flatten(1, 2) @ _flat(v, until)
-                out[:, :, part] = said.view(out[:, :, part].shape)
-            ctx.save_for_backward(q, k, v, out, *weights)
-            ctx.scale = scale
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, dout: Any) -> Any:
-            q, k, v, out, *weights = ctx.saved_tensors
-            dq = torch.empty_like(out)
-            dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-            mean = (dout * out).sum(-1, keepdim=True)
-            for (part, until), kept in zip(_parts(q), weights, strict=True):
-                slope, flat = _grouped(dout, k, part), kept.flatten(1, 2)
-                dv.flatten(0, 1)[:, until].baddbmm_(flat.mT, slope)
-                ds = (slope @ _flat(v, until).mT).sub_(_grouped(mean, k, part)).mul_(flat)
-                dq[:, :, part] = (ds @ _flat(k, until)).mul_(ctx.scale).view(dq[:, :, part].shape)
-                dk.flatten(0, 1)[:, until].baddbmm_(ds.mT, _grouped(q, k, part), alpha=ctx.scale)
-            return dq, dk, dv, None
-
-    def _parts(q: Any) -> Iterator[tuple[slice, slice]]:
-        for start in range(0, q.shape[2], _QUERIES):
-            stop = min(start + _QUERIES, q.shape[2])
-            yield slice(start, stop), slice(0, stop)
-
-    def _flat(x: Any, tokens: slice) -> Any:  # (batch * kv heads, tokens, size)
-        return x[:, :, tokens].flatten(0, 1)
-
-    def _grouped(x: Any, k: Any, tokens: slice) -> Any:  # (batch * kv heads, group * tokens, size)
-        heads = x[:, :, tokens].reshape(x.shape[0], k.shape[1], -1, *x[:, :, tokens].shape[2:])
-        return heads.reshape(x.shape[0] * k.shape[1], -1, x.shape[3]).clone()
-
     def _keep(x: Any, drop: int) -> Any:
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
         octets = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()]
@@ -192,4 +118,4 @@ def _operations() -> tuple[Any, Any, Any]:
     def _apply(keep: Any, x: Any) -> Any:
         return x if keep is None else keep.to(x.dtype).mul_(x)  # faster than x * keep
 
-    return LeanLora, LeanNorm, LeanAttention
+    return LeanLora, LeanNorm

@@ -19,7 +19,6 @@ from baize_lib import train
 from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
-from baize_lib.lean import _attention as lean_attention
 from baize_lib.lean import lean
 from baize_lib.models import Base, student_dir
 from baize_lib.tokens import IGNORED
@@ -196,23 +195,6 @@ def test_loss_and_gradients_equal_those_of_trl_on_the_same_batch(tmp_path):
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             torch.testing.assert_close(grads[name], weight.grad, rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_lean_attention_equals_that_of_torch(length):
-    torch.manual_seed(length)
-    shapes = ((2, 6, length, 16), (2, 3, length, 16), (2, 3, length, 16))
-    inputs = [torch.randn(shape, dtype=torch.float32, requires_grad=True) for shape in shapes]
-    slope = torch.randn(shapes[0])
-    ours = lean_attention(None, *inputs, None, scaling=0.3)[0].transpose(1, 2)
-    found = torch.autograd.grad(ours, inputs, slope)
-    theirs = torch.nn.functional.scaled_dot_product_attention(
-        *inputs, is_causal=True, scale=0.3, enable_gqa=True
-    )
-    torch.testing.assert_close(ours, theirs)
-    expected = torch.autograd.grad(theirs, inputs, slope)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_held_out_loss_does_not_depend_on_the_batch_either():

@@ -1,10 +1,11 @@
 """How fast `fit` trains the embedded model, beside two usual ways and the machine's own limit.
 
-    python tests/benchmarks/bench_train.py [--dialogues 24] [--precision float32] [--repeats 1]
+    python tests/benchmarks/bench_train.py [--dialogues 24] [--precision float32] [--rounds 3]
 
-All train LoRA r=8 on all linear layers over the same dialogues, in one process, one after another:
+All train LoRA r=8 on all linear layers over the same dialogues, in one process, in turns:
   ours     `fit`'s loop
-  padded   the original's recipe: PEFT as it comes, every row padded to 512, loss by transformers
+  padded   PEFT as it comes, every row padded to 512, loss by transformers
+  original the same with LoRA's dropout of 0.05, as published
   trl-N    TRL's SFTTrainer, N rows of like length together, no checkpointing of activations, its
            own (chunked) loss; the best N is its best setting
 Rates are real tokens (no padding) a second of wall time and of CPU time over all threads. CPU time
@@ -13,15 +14,17 @@ divides by what plain matrix products of the model's shapes reach, timed before 
 """
 
 import argparse
+import contextlib
 import functools
-import json
+import io
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from baize_lib.batches import epoch_steps
 from baize_lib.config import data_dir
@@ -40,8 +43,10 @@ def timed(work: Any) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def matmul_rate(dtype: torch.dtype) -> tuple[float, float]:
+def matmul_rate(dtype: Any) -> tuple[float, float]:
     """Operations a second (wall, CPU) of the model's own products at 1,536 tokens."""
+    import torch
+
     shapes = [(576, 576), (576, 1536), (1536, 576)]
     pairs = [(torch.randn(1536, i, dtype=dtype), torch.randn(o, i, dtype=dtype)) for i, o in shapes]
     for x, w in pairs:
@@ -52,6 +57,8 @@ def matmul_rate(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def ours(base: Base, rows: list[Encoded]) -> Any:
+    import torch
+
     model = _add_adapter(base, SETTINGS).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, fused=True)
@@ -68,8 +75,10 @@ def ours(base: Base, rows: list[Encoded]) -> Any:
     return run, model
 
 
-def padded(base: Base, rows: list[Encoded]) -> Any:
-    model = _add_adapter(base, SETTINGS).train()
+def padded(base: Base, rows: list[Encoded], dropout: float = 0.0) -> Any:
+    import torch
+
+    model = _add_adapter(base, replace(SETTINGS, dropout=dropout)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 
     def run() -> None:
@@ -110,9 +119,11 @@ def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
     return trainer.train, trainer.model
 
 
+_USUAL = ["ours", "padded", "original", "trl-1", "trl-4"]
 WAYS = {
     "ours": ours,
     "padded": padded,
+    "original": functools.partial(padded, dropout=0.05),
     **{f"trl-{size}": functools.partial(trl, batch_size=size) for size in (1, 2, 4, 8)},
 }
 
@@ -121,7 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dialogues", type=int, default=24)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--only", nargs="*", default=[*WAYS], choices=WAYS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=_USUAL, choices=WAYS)
+    import torch
+
     options = parser.parse_args()
     base = load_base("embedded", options.precision)
     source = data_dir() / "self_chat_sample.jsonl"
@@ -129,35 +143,47 @@ def main() -> None:
     rows, _ = encode_all(dialogues[: options.dialogues], base.tokenizer, SETTINGS)
     tokens = sum(len(row.input_ids) for row in rows)
     print(f"{len(rows)} dialogues, {tokens} tokens, {torch.get_num_threads()} threads")
-    found, parameters = {}, base.model.num_parameters()
-    for name in options.only:
-        before = matmul_rate(base.model.dtype)
-        try:
-            with quiet():
-                run, model = WAYS[name](base, rows[:4])
-                run()  # warm-up: the first pass pays for memory and threads
-                model.unload()
+    work = 4 * base.model.num_parameters() * tokens
+    seen: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
+    for turn in range(options.rounds):
+        for name in options.only:
+            before = matmul_rate(base.model.dtype)
+            with quiet(), contextlib.redirect_stdout(io.StringIO()):
+                if turn == 0:  # the first pass pays for memory and threads
+                    run, model = WAYS[name](base, rows[:4])
+                    run()
+                    model.unload()
                 run, model = WAYS[name](base, rows)
                 wall, cpu = timed(run)
-        except ImportError as error:
-            print(f"{name}: not measured ({error})")
-            continue
-        with quiet():
-            model.unload()
-        base.model.requires_grad_(False)
-        after = matmul_rate(base.model.dtype)
-        limit = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
-        found[name] = {
-            "tokens/s": tokens / wall, "tokens/CPU-s": tokens / cpu,
-            "of limit": 4 * parameters * tokens / wall / limit[0],
-            "of limit (CPU)": 4 * parameters * tokens / cpu / limit[1],
-        }  # fmt: skip
-        line = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items())
-        print(f"{name:8s} {line}  (matmul {limit[0] / 1e9:.0f} GFLOP/s)", flush=True)
-    for name in [name for name in found if name != "ours" and "ours" in found]:
-        ratio = [found["ours"][key] / found[name][key] for key in ("tokens/s", "tokens/CPU-s")]
-        print(f"ours / {name}: {ratio[0]:.2f} by wall, {ratio[1]:.2f} by CPU time")
-    json.dump(found, sys.stdout)
+                model.unload()
+            base.model.requires_grad_(False)
+            after = matmul_rate(base.model.dtype)
+            limit = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
+            of_limit = work / wall / limit[0], work / cpu / limit[1]
+            seen[name].append((tokens / wall, tokens / cpu, *of_limit, limit[0] / 1e9))
+            print(f"round {turn + 1}  {_row(name, seen[name][-1])}", flush=True)
+    median = {
+        name: [statistics.median(column) for column in zip(*runs, strict=True)]
+        for name, runs in seen.items()
+    }
+    print(f"\nmedians of {options.rounds} rounds")
+    for name, values in median.items():
+        print(_row(name, values))
+    for name in [name for name in median if name != "ours" and "ours" in median]:
+        ratios = [
+            statistics.median(a[i] / b[i] for a, b in zip(seen["ours"], seen[name], strict=True))
+            for i in range(3)
+        ]
+        print(
+            "ours / {}: {:.2f} by wall, {:.2f} by CPU time, {:.2f} of limit".format(name, *ratios)
+        )
+
+
+def _row(name: str, values: Sequence[float]) -> str:
+    return (
+        "{:10s} {:5.0f} tokens/s  {:5.0f} tokens/CPU-s  {:.2f} of limit  {:.2f} of limit (CPU)  "
+        "matmul {:.0f} GFLOP/s"
+    ).format(name, *values)
 
 
 if __name__ == "__main__":
