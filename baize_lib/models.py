@@ -385,7 +385,7 @@ ARTICLE_SHAPES = {  # LLaMA, Touvron et al. 2023, table 2
 
 
 def trainable_parameters(
-    shape: Shape | str, rank: int = 8, targets: Sequence[str] = ARTICLE_TARGETS
+    shape: Shape | str, rank: int = 8, targets: Sequence[str] | str = ARTICLE_TARGETS
 ) -> int:
     """How many parameters LoRA trains, counted by PEFT itself on weights that take no memory.
 
@@ -401,7 +401,8 @@ def trainable_parameters(
     with quiet(), torch.device("meta"):  # the meta device: shapes without numbers
         from peft import LoraConfig, get_peft_model
 
-        lora = LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
+        named = targets if isinstance(targets, str) else list(targets)
+        lora = LoraConfig(r=rank, target_modules=named, task_type="CAUSAL_LM")
         model = get_peft_model(LlamaForCausalLM(shape.config()), lora)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 

@@ -3,47 +3,61 @@
 Everything here is an estimate and says so. LoRA takes 4 floating-point operations a parameter and
 token: 2 forward, 2 to carry the gradient back through frozen weights (full training takes 6, for it
 also computes the weights' own gradients; Kaplan et al. 2020, section 2.1). Recomputing activations
-adds 2. A measured rate replaces the assumed one:
+adds 2. Twenty measured steps replace the assumption about the device:
 
-    print(plan("7B", 50_000_000, "A100-80"))
-    print(plan(shape, 24_000, "this CPU", tokens_per_second=result.tokens_per_second))
+    print(plan("7B", Corpus(50_000, 450), "A100-80"))
+    measured = measure(base, rows, settings)
+    print(plan(base, corpus_of(rows, settings), this_machine(), settings, measured=measured))
 """
 
-from collections.abc import Sequence
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from baize_lib.models import (
-    ARTICLE_SHAPES,
-    ARTICLE_TARGETS,
-    BYTES_PER_WEIGHT,
-    Shape,
-    trainable_parameters,
-)
+from baize_lib.batches import Settings, epoch_steps
+from baize_lib.config import BaizeError
+from baize_lib.lean import lean
+from baize_lib.loss import backward
+from baize_lib.models import BYTES_PER_WEIGHT, Base, Shape, quiet, trainable_parameters
+from baize_lib.presets import preset_of
+from baize_lib.tokens import Encoded
+from baize_lib.train import add_adapter
 
-__all__ = ["Device", "DEVICES", "Plan", "plan", "ARTICLE_RUNS"]
+__all__ = [
+    "Device", "DEVICES", "this_machine", "Corpus", "corpus_of", "Measured", "measure", "Plan",
+    "plan", "ARTICLE_RUNS",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A card: memory in GB, peak dense bfloat16 (T4: float16) TFLOP/s, USD an hour when rented."""
+    """A machine: memory in GB, peak TFLOP/s in the precision it trains in, USD an hour when rented.
 
-    memory: float
-    tflops: float
-    usd_per_hour: float
+    Cards: dense bfloat16 (T4: float16). None means unknown.
+    """
+
+    name: str
+    memory: float | None
+    tflops: float | None
+    usd_per_hour: float | None
     source: str
 
 
-# Prices are rounded on-demand prices seen in 2026; they differ twofold between providers.
-DEVICES = {
-    "T4": Device(16, 65, 0.35, "NVIDIA T4 datasheet (float16; it has no bfloat16)"),
-    "L4": Device(24, 121, 0.70, "NVIDIA L4 datasheet: 242 with sparsity, half of it dense"),
-    "RTX 4090": Device(24, 165, 0.70, "NVIDIA Ada architecture white paper, float32 accumulate"),
-    "A100-40": Device(40, 312, 1.30, "NVIDIA A100 datasheet"),
-    "A100-80": Device(80, 312, 1.50, "NVIDIA A100 datasheet"),
-    "H100": Device(
-        80, 989, 3.00, "NVIDIA H100 SXM datasheet: 1,979 with sparsity, half of it dense"
+# Rents are rounded assumptions, not looked up; providers differ twofold: give yours to `plan`.
+_CARDS = (
+    Device("T4", 16, 65, 0.35, "NVIDIA T4 datasheet (float16; it has no bfloat16)"),
+    Device("L4", 24, 121, 0.70, "NVIDIA L4 datasheet: 242 with sparsity, half of it dense"),
+    Device("RTX 4090", 24, 165, 0.70, "NVIDIA Ada architecture white paper, float32 accumulate"),
+    Device("A100-40", 40, 312, 1.30, "NVIDIA A100 datasheet"),
+    Device("A100-80", 80, 312, 1.50, "NVIDIA A100 datasheet"),
+    Device(
+        "H100", 80, 989, 3.00, "NVIDIA H100 SXM datasheet: half of 1,979 with sparsity"
     ),
-}
+)
+DEVICES = {device.name: device for device in _CARDS}
 UTILISATION = 0.4  # share of the peak a well-fed LoRA run reaches; an assumption, measure yours
 
 ARTICLE_RUNS = {  # published: hours and GB on one A100-80, int8 base, every row padded to 512
@@ -54,6 +68,167 @@ ARTICLE_RUNS = {  # published: hours and GB on one A100-80, int8 base, every row
 
 
 @dataclass(frozen=True, slots=True)
+class Corpus:
+    """How much there is to train on, all epochs together: rows and their mean length in tokens.
+
+    `padding` is the share of computed tokens that would be padding, in [0, 1).
+    """
+
+    num_rows: int
+    mean_tokens: float
+    padding: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return round(self.num_rows * self.mean_tokens)
+
+    @property
+    def padding_to_512(self) -> float:
+        """The same share with every row padded to 512 tokens, as Baize was trained."""
+        return max(0.0, 1 - self.mean_tokens / 512)
+
+
+def corpus_of(rows: Sequence[Encoded], settings: Settings) -> Corpus:
+    """The size of an encoded corpus over all epochs, with the padding its batches will have.
+
+    Raises:
+        BaizeError: there are no rows.
+    """
+    if not rows:
+        raise BaizeError("no dialogue to plan for: collect some, or give a Corpus of their size")
+    real = sum(len(row.input_ids) for row in rows)
+    batches = [batch for step in epoch_steps(rows, settings, 0) for batch in step]
+    computed = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in batches)
+    return Corpus(settings.num_epochs * len(rows), real / len(rows), 1 - real / computed)
+
+
+# --- measuring
+
+
+def this_machine() -> Device:
+    """The machine this runs on. A CPU's peak is what its own matrix products reach, measured in a
+    second; a GPU's is its data sheet's, or None for a card that is not in `DEVICES`.
+    """
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        rate = statistics.median(_product_rate() for _ in range(5)) / 1e12
+        memory = psutil.virtual_memory().total / 1e9
+        return Device("this CPU", memory, rate, 0, "float32 matrix products, measured just now")
+    about = torch.cuda.get_device_properties(0)
+    key = next((k for k in DEVICES if k.split("-")[0] in about.name), None)
+    tflops = DEVICES[key].tflops if key else None
+    source = DEVICES[key].source if key else "no data sheet for this card here"
+    return Device(about.name, about.total_memory / 1e9, tflops, None, source)
+
+
+def _product_rate() -> float:
+    import torch
+
+    x, w = torch.randn(1024, 576), torch.randn(1536, 576)
+    x @ w.T
+    begun = time.perf_counter()
+    for _ in range(20):
+        x @ w.T
+    return 20 * 2 * x.numel() * len(w) / (time.perf_counter() - begun)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What some steps of real training took: real tokens/s, and GB used on top of the weights."""
+
+    tokens_per_second: float
+    gigabytes: float
+    num_steps: int
+    shape: Shape
+    checkpointing: bool
+
+    @property
+    def operations_per_second(self) -> float:
+        per_token = (6 if self.checkpointing else 4) * self.shape.num_parameters
+        return per_token * self.tokens_per_second
+
+
+def measure(
+    base: Base, rows: Sequence[Encoded], settings: Settings, num_steps: int = 20
+) -> Measured:
+    """Train a throwaway adapter for `num_steps` optimiser steps; nothing is kept of it.
+
+    The first step is left out of the rate: it pays for memory and threads.
+    """
+    import torch
+
+    model = add_adapter(base, settings)
+    try:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        with _peak_memory() as peak, lean(model), torch.random.fork_rng():
+            optimizer = torch.optim.AdamW(weights, lr=settings.lr)
+            model.train()
+            tokens, begun = 0, time.perf_counter()
+            for number, step in enumerate(_endless(rows, settings)):
+                num_labels = sum(row.num_labels for batch in step for row in batch)
+                for batch in step:
+                    backward(model, batch, num_labels)
+                optimizer.step()
+                optimizer.zero_grad()
+                if number == 0:
+                    begun = time.perf_counter()
+                else:
+                    tokens += sum(len(row.input_ids) for batch in step for row in batch)
+                if number == num_steps:
+                    break
+            seconds = time.perf_counter() - begun
+    finally:
+        with quiet():
+            model.unload()
+            base.model.requires_grad_(False).eval().gradient_checkpointing_disable()
+    shape = Shape.of(base.model.config)
+    checkpointing = settings.gradient_checkpointing
+    return Measured(tokens / seconds, peak["gigabytes"], num_steps, shape, checkpointing)
+
+
+def _endless(rows: Sequence[Encoded], settings: Settings) -> Iterator[list[list[Encoded]]]:
+    epoch = 0
+    while True:
+        yield from epoch_steps(rows, settings, epoch)
+        epoch += 1
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[dict[str, float]]:
+    """GB that were used at once inside the `with`, beyond those used before it."""
+    import psutil
+    import torch
+
+    found = {"gigabytes": 0.0}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found["gigabytes"] = (torch.cuda.max_memory_allocated() - before) / 1e9
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            used = (process.memory_info().rss - before) / 1e9
+            found["gigabytes"] = max(found["gigabytes"], used)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
+# --- planning
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """An estimate. None means unknown; `memory` is in GB by part; `basis` says what it rests on."""
 
@@ -61,7 +236,7 @@ class Plan:
     precision: str
     num_parameters: int
     num_trainable: int
-    tokens: int
+    corpus: Corpus
     memory: dict[str, float]
     fits: bool | None
     tokens_per_second: float | None
@@ -75,78 +250,112 @@ class Plan:
         return sum(self.memory.values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size:.1f}" for name, size in self.memory.items())
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory.items())
         fits = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[self.fits]
+        corpus = self.corpus
         lines = [
-            f"{self.num_parameters / 1e9:.1f} billion parameters in {self.precision}, "
+            f"{self.num_parameters / 1e9:.2f} billion parameters in {self.precision}, "
             f"{self.num_trainable / 1e6:.1f} million trained, on {self.device} (all estimates)",
             f"memory  {self.gigabytes:.1f} GB: {fits} ({parts})",
-            f"time    {_shown(self.hours, 'h')} for {self.tokens:,} tokens at "
+            f"time    {_time(self.hours)} for {corpus.num_tokens:,} tokens at "
             f"{_shown(self.tokens_per_second, 'tokens/s', 0)}; {self.basis}",
+            f"        {_time(self.hours_padded)} with every row padded to 512 "
+            f"({corpus.padding_to_512:.0%} padding)",
         ]
-        if self.hours_padded is not None:
-            lines.append(f"        {_shown(self.hours_padded, 'h')} with every row padded to 512")
         return "\n".join([*lines, f"cost    {_shown(self.usd, 'USD', 2)}"])
 
 
 def plan(
-    shape: Shape | str,
-    tokens: int,
-    device: str,
+    base: Base | Shape | str,
+    corpus: Corpus,
+    device: Device | str,
+    settings: Settings | None = None,
     *,
-    precision: str = "bfloat16",
-    rank: int = 8,
-    targets: Sequence[str] = ARTICLE_TARGETS,
-    micro_tokens: int = 16_384,
-    gradient_checkpointing: bool = True,
-    num_rows: int | None = None,
-    tokens_per_second: float | None = None,
+    precision: str | None = None,
+    measured: Measured | None = None,
     usd_per_hour: float | None = None,
 ) -> Plan:
     """Estimate one training run.
 
     Args:
-        shape: a Shape, or "7B", "13B", "30B".
-        tokens: real tokens to train on, all epochs together.
-        device: a key of `DEVICES`; for any other, what is not known stays unknown.
-        micro_tokens: padded tokens computed at once.
-        num_rows: dialogues, all epochs together: adds what padding each to 512 would take.
-        tokens_per_second: a measured rate, to replace the assumed one.
+        base: a loaded base, a Shape, or the name of a preset, which brings its settings along.
+        device: a Device, or a key of `DEVICES`; of any other name what is not known stays unknown.
+        settings: rank, targets, micro-batch and checkpointing; default the preset's, or ours.
+        precision: of the frozen weights; default the loaded base's, else bfloat16.
+        measured: steps measured on this very device, of this base or another: their share of the
+            device's peak replaces the assumed one.
         usd_per_hour: your price, to replace the one in `DEVICES`.
+
+    Raises:
+        BaizeError: an unknown preset or precision.
     """
-    shape = ARTICLE_SHAPES[shape] if isinstance(shape, str) else shape
-    card, trainable = DEVICES.get(device), trainable_parameters(shape, rank, targets)
-    memory = _memory(shape, trainable, precision, micro_tokens, gradient_checkpointing)
-    rate, basis = tokens_per_second, "at a measured rate"
-    if rate is None:
-        rate, basis = None, "no measured rate and no data sheet for this device"
-        if card:
-            operations = (6 if gradient_checkpointing else 4) * shape.num_parameters
-            rate = UTILISATION * card.tflops * 1e12 / operations
-            basis = f"assuming {UTILISATION:.0%} of {card.tflops:g} TFLOP/s ({card.source})"
-    hours = tokens / rate / 3600 if rate else None
-    price = usd_per_hour if usd_per_hour is not None else card.usd_per_hour if card else None
+    shape, settings, precision = _base(base, settings, precision)
+    if isinstance(device, str):
+        device = DEVICES.get(device) or Device(device, None, None, None, "")
+    trainable = trainable_parameters(shape, settings.rank, settings.targets)
+    memory = _memory(shape, trainable, precision, settings)
+    rate, basis = _rate(shape, device, settings, measured)
+    if rate:
+        rate *= 1 if measured else 1 - corpus.padding
+    price = usd_per_hour if usd_per_hour is not None else device.usd_per_hour
+    hours = corpus.num_tokens / rate / 3600 if rate else None
+    padded = None
+    if hours:
+        padded = hours * (1 - corpus.padding) / (1 - corpus.padding_to_512)
     return Plan(
-        device, precision, shape.num_parameters, trainable, tokens, memory,
-        sum(memory.values()) < 0.94 * card.memory if card else None, rate, hours,
-        hours * price if hours is not None and price is not None else None,
-        num_rows * 512 / rate / 3600 if num_rows and rate else None, basis,
+        device.name, precision, shape.num_parameters, trainable, corpus, memory,
+        sum(memory.values()) < 0.94 * device.memory if device.memory else None, rate, hours,
+        hours * price if hours is not None and price is not None else None, padded, basis,
     )  # fmt: skip
 
 
-def _memory(
-    shape: Shape, trainable: int, precision: str, micro_tokens: int, checkpointing: bool
-) -> dict[str, float]:
+def _base(
+    base: Base | Shape | str, settings: Settings | None, precision: str | None
+) -> tuple[Shape, Settings, str]:
+    if isinstance(base, str):
+        preset = preset_of(base)
+        shape, settings = preset.shape, settings or preset.settings
+    elif isinstance(base, Shape):
+        shape = base
+    else:
+        shape, precision = Shape.of(base.model.config), precision or base.precision
+    precision = precision or "bfloat16"
+    if precision not in BYTES_PER_WEIGHT:
+        raise BaizeError(
+            f"precision {precision!r} is unknown: use one of {', '.join(BYTES_PER_WEIGHT)}"
+        )
+    return shape, settings or Settings(), precision
+
+
+def _rate(
+    shape: Shape, device: Device, settings: Settings, measured: Measured | None
+) -> tuple[float | None, str]:
+    operations = (6 if settings.gradient_checkpointing else 4) * shape.num_parameters
+    if measured:
+        share = ""
+        if device.tflops:
+            part = measured.operations_per_second / (device.tflops * 1e12)
+            share = f", {part:.0%} of the peak ({device.source})"
+        basis = f"{measured.num_steps} steps measured on {device.name}{share}"
+        return measured.operations_per_second / operations, basis
+    if not device.tflops:
+        return None, "no measured rate and no data sheet for this device"
+    rate = UTILISATION * device.tflops * 1e12 / operations
+    return rate, f"assuming {UTILISATION:.0%} of {device.tflops:.3g} TFLOP/s ({device.source})"
+
+
+def _memory(shape: Shape, trainable: int, precision: str, settings: Settings) -> dict[str, float]:
     """GB by part. A LoRA weight takes 16 bytes in all: itself, its gradient, Adam's two moments.
 
-    What a layer keeps for backward was counted in the operations it runs; on the embedded model the
-    count is 11% above the bytes really kept in float32, and 1% in bfloat16.
+    What a layer keeps for backward was counted in the operations it runs.
     """
     number = 4 if precision == "float32" else 2  # bytes of an activation
     layer = number * (9 * shape.hidden_size + 4 * shape.intermediate_size)
-    layer += 6 * shape.hidden_size + shape.intermediate_size  # dropout masks, a byte each
-    kept = number * shape.hidden_size
-    activations = shape.num_layers * kept + layer if checkpointing else shape.num_layers * layer
+    if settings.dropout:
+        layer += 6 * shape.hidden_size + shape.intermediate_size  # masks, a byte an entry
+    kept = shape.num_layers * layer
+    if settings.gradient_checkpointing:
+        kept = shape.num_layers * number * shape.hidden_size + layer
     embeddings = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
     full = 4 if precision == "float32" else 2  # embeddings and head are never quantised
     weights = (shape.num_parameters - embeddings) * BYTES_PER_WEIGHT[precision]
@@ -154,10 +363,16 @@ def _memory(
         "weights": (weights + embeddings * full) / 1e9,
         "adapter": 8 * trainable / 1e9,
         "optimizer": 8 * trainable / 1e9,
-        "activations": micro_tokens * activations / 1e9,
-        "logits": 3 * 256 * shape.vocab_size * 4 / 1e9,
+        "activations": settings.micro_tokens * kept / 1e9,
+        "logits": 2 * settings.micro_tokens * 4096 * 4 / 1e9,  # a slice of the vocabulary at a time
     }
 
 
 def _shown(value: float | None, unit: str, digits: int = 1) -> str:
     return "unknown" if value is None else f"{value:,.{digits}f} {unit}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is not None and hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return _shown(hours, "h")

@@ -13,12 +13,13 @@ adapter: adapter               # the folder to write
 shard: true                    # spread the base over the processes (FSDP)
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from baize_lib.batches import ARTICLE_SETTINGS, Settings
+from baize_lib.batches import Settings
 from baize_lib.config import BaizeError
+from baize_lib.presets import PRESETS, preset_of
 
 __all__ = ["RunFile", "read_run_file"]
 
@@ -38,7 +39,7 @@ class RunFile:
     base: str = "embedded"
     precision: str = "auto"
     shard: bool = False
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = PRESETS["135M"].settings
 
 
 def read_run_file(path: Path | str) -> RunFile:
@@ -58,13 +59,13 @@ def read_run_file(path: Path | str) -> RunFile:
         raise BaizeError(f"run file {path} is not YAML ({error})") from error
     if not isinstance(said, dict):
         raise BaizeError(f"run file {path} is not a list of `key: value` lines")
-    preset, given = said.pop("preset", None), said.pop("settings", None) or {}
-    if preset is not None and preset not in ARTICLE_SETTINGS:
-        raise BaizeError(
-            f"preset {preset!r} in {path} is unknown: use one of {', '.join(ARTICLE_SETTINGS)}"
-        )
-    start = ARTICLE_SETTINGS.get(preset, Settings())
-    settings = replace(start, **_checked(given, start, f"settings in {path}"))
+    given = said.pop("settings", None) or {}
+    try:
+        preset = preset_of(said.pop("preset", "135M"))
+    except BaizeError as error:
+        raise BaizeError(f"{path}: {error}") from error
+    settings = replace(preset.settings, **_checked(given, preset.settings, f"settings in {path}"))
+    said = {"base": preset.base, "precision": preset.precision} | said
     missing = [key for key in ("train", "adapter") if key not in said]
     if missing:
         raise BaizeError(f"{path} does not say {' and '.join(missing)}: add `{missing[0]}: PATH`")

@@ -1,4 +1,4 @@
-"""LoRA training in which every token counts, and a planner for machines you do not have.
+"""LoRA training in which every token counts.
 
 A dialogue becomes tokens and a *loss mask*: the model learns what the assistant says, and the end
 token after it, and nothing of what the human says. Batches hold dialogues of similar length, the
@@ -42,7 +42,6 @@ from baize_lib.lora import detach
 from baize_lib.loss import backward, held_out_loss
 from baize_lib.models import Base, load_base, quiet
 from baize_lib.parallel import Team, join, shard
-from baize_lib.planner import plan
 from baize_lib.records import read_dialogues
 from baize_lib.runfile import RunFile, read_run_file
 from baize_lib.tokens import Encoded, encode, mask_html, prompt_ids
@@ -50,7 +49,7 @@ from baize_lib.tokens import Encoded, encode, mask_html, prompt_ids
 __all__ = [
     "Settings", "ARTICLE_SETTINGS", "Encoded", "encode", "encode_all", "prompt_ids", "mask_html",
     "Step", "Fit", "fit", "held_out_loss", "backward", "padding_waste",
-    "plan", "main",
+    "add_adapter", "main",
 ]  # fmt: skip
 
 
@@ -132,7 +131,7 @@ def fit(
             f"{len(rows)} of {len(train)} dialogues can be trained on ({dict(counts)}): collect at "
             "least 2, or raise max_length"
         )
-    team, model = join(in_step=sharded), _add_adapter(base, settings)
+    team, model = join(in_step=sharded), add_adapter(base, settings)
     try:
         if sharded:
             shard(base, [p for p in model.parameters() if p.requires_grad])
@@ -160,7 +159,12 @@ def fit(
     return result
 
 
-def _add_adapter(base: Base, settings: Settings) -> Any:
+def add_adapter(base: Base, settings: Settings) -> Any:
+    """The base with a new adapter on it, as a PEFT model; the adapter alone is trained.
+
+    Raises:
+        BaizeError: settings that cannot work, or targets that match no layer.
+    """
     import torch
 
     if settings.rank < 1 or settings.num_epochs < 1 or settings.batch_size < 1:

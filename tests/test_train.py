@@ -135,7 +135,7 @@ def test_the_mask_as_html_escapes_what_was_said():
 
 def gradients(micro_tokens, batch_order=1, quick=True):
     base = tiny_base()
-    model = train._add_adapter(base, FAST).train()
+    model = train.add_adapter(base, FAST).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide errors in A's gradient
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -222,7 +222,7 @@ def test_rows_of_like_length_share_a_batch():
 
 def test_lean_dropout_leaves_the_mean_of_the_low_rank_part_as_it_is():
     base = tiny_base()
-    model = train._add_adapter(base, replace(FAST, dropout=0.25)).train()
+    model = train.add_adapter(base, replace(FAST, dropout=0.25)).train()
     layer = base.model.model.layers[0].self_attn.q_proj
     torch.nn.init.normal_(layer.lora_B["default"].weight)
     x = torch.randn(1, 32).expand(4000, 32)

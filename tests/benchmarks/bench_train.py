@@ -32,7 +32,7 @@ from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
 from baize_lib.lean import lean
 from baize_lib.models import Base, load_base, quiet
-from baize_lib.train import Encoded, Settings, _add_adapter, backward, encode_all
+from baize_lib.train import Encoded, Settings, add_adapter, backward, encode_all
 
 SETTINGS = Settings(rank=8, num_epochs=1)
 
@@ -59,7 +59,7 @@ def matmul_rate(dtype: Any) -> tuple[float, float]:
 def ours(base: Base, rows: list[Encoded]) -> Any:
     import torch
 
-    model = _add_adapter(base, SETTINGS).train()
+    model = add_adapter(base, SETTINGS).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, fused=True)
 
@@ -78,7 +78,7 @@ def ours(base: Base, rows: list[Encoded]) -> Any:
 def padded(base: Base, rows: list[Encoded], dropout: float = 0.0) -> Any:
     import torch
 
-    model = _add_adapter(base, replace(SETTINGS, dropout=dropout)).train()
+    model = add_adapter(base, replace(SETTINGS, dropout=dropout)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 
     def run() -> None:
