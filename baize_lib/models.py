@@ -265,6 +265,8 @@ def load_base(name: str = "embedded", precision: str = "auto", *, on_cpu: bool =
             )
     except (OSError, ValueError, ImportError) as error:
         raise BaizeError(_why_not_loaded(name, precision, error)) from error
+    if precision == "nf4":
+        _keep_unpacked(model)
     if tokenizer.eos_token_id is None:
         raise BaizeError(f"the tokenizer of {name} has no end token: choose another base model")
     if tokenizer.pad_token_id is None:
@@ -302,6 +304,17 @@ def _loading(precision: str) -> dict[str, Any]:
         chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
         return {"quantization_config": BitsAndBytesConfig(**chosen), "dtype": dtype}
     return {"dtype": getattr(torch, precision)}
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from repacking weights for a CPU with AVX512-BF16 at the first evaluation.
+
+    Packed layers have no backward: training after an evaluation would follow wrong gradients, and
+    a warning would be all that says so (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _need_memory(name: str, shape: "Shape", precision: str, device: str) -> None:
