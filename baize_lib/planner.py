@@ -36,7 +36,8 @@ __all__ = [
 class Device:
     """A machine: memory in GB, peak TFLOP/s in the precision it trains in, USD an hour when rented.
 
-    Cards: dense bfloat16 (T4: float16). None means unknown.
+    Cards: dense bfloat16 (T4: float16). None means unknown. `source` is of the peak, `rent` of the
+    price.
     """
 
     name: str
@@ -44,19 +45,36 @@ class Device:
     tflops: float | None
     usd_per_hour: float | None
     source: str
+    rent: str = ""
 
 
-# Rents are rounded assumptions, not looked up; providers differ twofold: give yours to `plan`.
+# Rents were looked up in 2026 and rounded; providers differ by a factor of four, so `plan` takes
+# yours. The peaks are NVIDIA's own, read in tables that quote its sheets.
 _CARDS = (
-    Device("T4", 16, 65, 0.35, "NVIDIA T4 datasheet (float16; it has no bfloat16)"),
-    Device("L4", 24, 121, 0.70, "NVIDIA L4 datasheet: 242 with sparsity, half of it dense"),
-    Device("RTX 4090", 24, 165, 0.70, "NVIDIA Ada architecture white paper, float32 accumulate"),
-    Device("A100-40", 40, 312, 1.30, "NVIDIA A100 datasheet"),
-    Device("A100-80", 80, 312, 1.50, "NVIDIA A100 datasheet"),
     Device(
-        "H100", 80, 989, 3.00, "NVIDIA H100 SXM datasheet: half of 1,979 with sparsity"
+        "T4", 16, 65, 0.35, "NVIDIA's figure for float16; it has no bfloat16",
+        "0.38 for a Google VM with one, in a course's set-up guide; 0.20 at Matpool",
     ),
-)
+    Device(
+        "L4", 24, 121, 0.45, "NVIDIA's 242 with sparsity, half of it dense", "0.44 at Jarvislabs"
+    ),
+    Device(
+        "RTX 4090", 24, 165, 0.35, "NVIDIA's figure with float32 accumulate",
+        "0.29 at OpenRelay, 0.34 at RunPod",
+    ),
+    Device(
+        "A100-40", 40, 312, 1.00, "NVIDIA A100 datasheet",
+        "0.80 at OpenRelay, 1.00 at RunPod, 1.99 at Lambda, 2.74 at AWS",
+    ),
+    Device(
+        "A100-80", 80, 312, 1.50, "NVIDIA A100 datasheet",
+        "1.39 to 1.79 at RunPod, 1.71 at Akash, 3.43 at AWS",
+    ),
+    Device(
+        "H100", 80, 989, 3.00, "NVIDIA H100 SXM datasheet: half of 1,979 with sparsity",
+        "2.60 at OpenRelay, 2.69 to 3.99 at RunPod, 6.88 at AWS",
+    ),
+)  # fmt: skip
 DEVICES = {device.name: device for device in _CARDS}
 UTILISATION = 0.4  # share of the peak a well-fed LoRA run reaches; an assumption, measure yours
 
@@ -115,12 +133,19 @@ def this_machine() -> Device:
     if not torch.cuda.is_available():
         rate = statistics.median(_product_rate() for _ in range(5)) / 1e12
         memory = psutil.virtual_memory().total / 1e9
-        return Device("this CPU", memory, rate, 0, "float32 matrix products, measured just now")
+        source = "float32 matrix products, measured just now"
+        return Device(_device_name(), memory, rate, 0, source, "your own machine")
     about = torch.cuda.get_device_properties(0)
     key = next((k for k in DEVICES if k.split("-")[0] in about.name), None)
     tflops = DEVICES[key].tflops if key else None
     source = DEVICES[key].source if key else "no data sheet for this card here"
-    return Device(about.name, about.total_memory / 1e9, tflops, None, source)
+    return Device(_device_name(), about.total_memory / 1e9, tflops, None, source)
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "this CPU"
 
 
 def _product_rate() -> float:
@@ -136,18 +161,26 @@ def _product_rate() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What some steps of real training took: real tokens/s, and GB used on top of the weights."""
+    """What some steps of real training took: real tokens/s, and GB used on top of the weights.
+
+    `device` is the name of the machine it was measured on.
+    """
 
     tokens_per_second: float
     gigabytes: float
     num_steps: int
     shape: Shape
     checkpointing: bool
+    device: str
 
     @property
     def operations_per_second(self) -> float:
         per_token = (6 if self.checkpointing else 4) * self.shape.num_parameters
         return per_token * self.tokens_per_second
+
+    def share_of_peak(self, device: Device) -> float | None:
+        """The share of the device's peak it reached, None where the peak is unknown."""
+        return self.operations_per_second / (device.tflops * 1e12) if device.tflops else None
 
 
 def measure(
@@ -184,8 +217,10 @@ def measure(
             model.unload()
             base.model.requires_grad_(False).eval().gradient_checkpointing_disable()
     shape = Shape.of(base.model.config)
-    checkpointing = settings.gradient_checkpointing
-    return Measured(tokens / seconds, peak["gigabytes"], num_steps, shape, checkpointing)
+    return Measured(
+        tokens / seconds, peak["gigabytes"], num_steps, shape, settings.gradient_checkpointing,
+        _device_name(),
+    )  # fmt: skip
 
 
 def _endless(rows: Sequence[Encoded], settings: Settings) -> Iterator[list[list[Encoded]]]:
@@ -287,7 +322,7 @@ def plan(
         usd_per_hour: your price, to replace the one in `DEVICES`.
 
     Raises:
-        BaizeError: an unknown preset or precision.
+        BaizeError: an unknown preset or precision, or steps measured on another device.
     """
     shape, settings, precision = _base(base, settings, precision)
     if isinstance(device, str):
@@ -332,10 +367,13 @@ def _rate(
 ) -> tuple[float | None, str]:
     operations = (6 if settings.gradient_checkpointing else 4) * shape.num_parameters
     if measured:
-        share = ""
-        if device.tflops:
-            part = measured.operations_per_second / (device.tflops * 1e12)
-            share = f", {part:.0%} of the peak ({device.source})"
+        if measured.device != device.name:
+            raise BaizeError(
+                f"these steps were measured on {measured.device} and the plan is for "
+                f"{device.name}: measure there, or plan without `measured`"
+            )
+        share = measured.share_of_peak(device)
+        share = f", {share:.0%} of the peak ({device.source})" if share else ""
         basis = f"{measured.num_steps} steps measured on {device.name}{share}"
         return measured.operations_per_second / operations, basis
     if not device.tflops:

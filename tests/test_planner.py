@@ -24,12 +24,14 @@ SMALL = Shape(64, 128, 2, 4, 2, 100, tied=True)
 ROWS = encode_all(TALKS, TOKENIZER, FAST)[0]
 
 
-def measured(rate=1000.0, shape=SMALL, checkpointing=False):
-    return Measured(rate, 0.1, 20, shape, checkpointing)
+def measured(device, rate=1000.0):
+    return Measured(rate, 0.1, 20, SMALL, False, device)
 
 
 def test_time_and_cost_follow_from_a_measured_rate():
-    found = plan(SMALL, Corpus(36_000, 100), "A100-80", measured=measured(), usd_per_hour=2)
+    found = plan(
+        SMALL, Corpus(36_000, 100), "A100-80", measured=measured("A100-80"), usd_per_hour=2
+    )
     assert (found.hours, found.usd) == (1, 2)
     assert "20 steps measured" in found.basis
     assert "estimate" in str(found)
@@ -38,12 +40,23 @@ def test_time_and_cost_follow_from_a_measured_rate():
 def test_a_measured_share_of_the_peak_carries_over_to_another_size_on_the_same_device():
     larger = replace(SMALL, num_layers=20)
     ratio = larger.num_parameters / SMALL.num_parameters
-    found = plan(larger, Corpus(1, 100), "L4", measured=measured())
+    found = plan(larger, Corpus(1, 100), "L4", measured=measured("L4"))
     assert found.tokens_per_second == pytest.approx(1000 / ratio)
-    again = plan(
-        SMALL, Corpus(1, 100), "L4", Settings(gradient_checkpointing=True), measured=measured()
-    )
+    checkpointed = Settings(gradient_checkpointing=True)
+    again = plan(SMALL, Corpus(1, 100), "L4", checkpointed, measured=measured("L4"))
     assert again.tokens_per_second == pytest.approx(1000 * 4 / 6)
+
+
+def test_steps_measured_on_one_device_say_nothing_of_another():
+    with pytest.raises(BaizeError, match="measured on this CPU and the plan is for H100"):
+        plan(SMALL, Corpus(1, 100), "H100", measured=measured("this CPU"))
+
+
+def test_the_share_of_the_peak_is_known_where_the_peak_is():
+    found = measured("L4", rate=1e9)
+    share = 4 * SMALL.num_parameters * 1e9 / (DEVICES["L4"].tflops * 1e12)
+    assert found.share_of_peak(DEVICES["L4"]) == pytest.approx(share)
+    assert found.share_of_peak(replace(DEVICES["L4"], tflops=None)) is None
 
 
 def test_an_unknown_device_stays_unknown():
@@ -103,9 +116,10 @@ def test_what_is_unknown_is_named():
         plan("7B", Corpus(1, 1), "H100", precision="int3")
 
 
-def test_every_device_names_its_source():
+def test_every_device_names_its_source_and_where_its_rent_was_seen():
     assert set(DEVICES) == {"T4", "L4", "RTX 4090", "A100-40", "A100-80", "H100"}
     assert all("NVIDIA" in device.source for device in DEVICES.values())
+    assert all(" at " in device.rent or "VM" in device.rent for device in DEVICES.values())
 
 
 def test_the_a100_tier_fits_the_card_it_is_named_after():
