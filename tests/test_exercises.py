@@ -9,7 +9,7 @@ import pytest
 from baize_lib.config import BaizeError
 from baize_lib.exercises import EXERCISES, check, verdict
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob("[0-9]*.ipynb"))
 
 
 def exercises(path):
