@@ -305,8 +305,9 @@ why ::= "Why " ("is " | "are " | "do " | "does " | "should ")
 when ::= "When " ("should " | "do " | "does " | "is ")
 other ::= "Which " | "Where " | "Who " | "Can I " | "Can you " | "Should I " | "Do I " | "Does "
 """,
-    # A question word at its beginning or at its end, one clause, Latin only as a short word.
-    "zh": """root ::= (begins word{2,14} | word{2,14} ends) "？"
+    # A question word at its beginning or at its end, one clause, Latin only as a short word. The
+    # speaker's tag is allowed, since a weak teacher writes one anyway; `clean_question` drops it.
+    "zh": """root ::= "人类："? (begins word{2,14} | word{2,14} ends) "？"
 begins ::= "为什么" | "怎样" | "如何" | "什么是" | "什么时候" | "哪些" | "哪种" | "谁" | "能不能"
 ends ::= "吗" | "是什么" | "有哪些" | "怎么办" | "是多少" | "要多久" | "有什么用" | "在哪里"
 word ::= [一-鿿] | [A-Za-z0-9] [A-Za-z0-9.+#_-]{0,11}
