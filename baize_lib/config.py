@@ -80,7 +80,7 @@ TIERS = {
             num_seeds=48, num_turns=3, max_tokens=120, teacher="embedded", budget_usd=1,
             base_model="embedded", precision="float32", num_epochs=3, lr=1e-3,
             batch_size=4, micro_tokens=1024, rank=8, max_length=512,
-            eval_max_tokens=120, minutes=8, usd=0, gigabytes=4,
+            eval_max_tokens=120, minutes=12, usd=0, gigabytes=4,
         ),
         Tier(
             name="a100", seed_mix={"hf:quora": 0.49, "hf:stackoverflow": 0.51},
