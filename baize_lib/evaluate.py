@@ -242,7 +242,7 @@ def ask(
     """
     adapters = {model: _adapter_hash(chat, model) for model in models}
     for model, adapter in adapters.items():
-        identity = {"model": model, "adapter": adapter}
+        identity = {"model": model, "adapter": adapter, "base": _base_name(chat)}
         for number in range(1, attempts + 1):
             options = {**sampling, "seed": seed + number - 1}
             for turn in range(max((len(p.turns) for p in prompts), default=0)):
@@ -352,6 +352,12 @@ def _adapter_hash(chat: Any, model: str) -> str:
     """16 hex digits that name the adapter's weights; "" for a model without one."""
     folder = getattr(chat, "adapters", {}).get(model)
     return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""
+
+
+def _base_name(chat: Any) -> str:
+    """Which base model "base" is, and in which precision, for whoever reads the log later."""
+    base = getattr(chat, "base", None)
+    return f"{base.name} in {base.precision}" if base else ""
 
 
 # ---- Judging

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_server import StubServer
 
+from baize_lib.chat import ChatModel
 from baize_lib.checks import CHECKS, Verdict, check
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.dialogue import from_chat
@@ -30,7 +31,8 @@ from baize_lib.evaluate import (
     score_table,
     verdict_table,
 )  # fmt: skip
-from baize_lib.files import read_jsonl
+from baize_lib.files import read_jsonl, sha256_of
+from baize_lib.models import load_base
 from baize_lib.pricing import Budget, BudgetExceeded, Price
 from baize_lib.similarity import jaccard, near_duplicates
 from baize_lib.teacher import Teacher
@@ -323,6 +325,19 @@ def test_a_call_that_may_have_been_billed_is_in_the_log_and_counts_against_the_b
         assert second.spent_usd == first.spent_usd > 0
         (attempt,) = asyncio.run(run(stub.url, second))
     assert attempt.label == "first attempt"
+
+
+def test_a_real_base_and_a_real_adapter_answer_and_the_log_says_who_they_were(log):
+    folder = data_dir() / "adapter"
+    chat = ChatModel(load_base("embedded", "float32"), {"recorded": folder})
+    attempts = ask(chat, PROMPTS[:2], ("base", "recorded"), log=log, max_tokens=6, temperature=0.0)
+    assert len(attempts) == 4
+    lines = {line["model"]: line for line in read_jsonl(log)}
+    assert {line["base"] for line in lines.values()} == {"embedded in float32"}
+    weights = sha256_of(folder / "adapter_model.safetensors")
+    assert [line["adapter"] for line in lines.values()] == ["", weights[:16]]
+    assert all(0 < a.turns[0]["num_tokens"] <= 6 and a.turns[0]["seconds"] > 0 for a in attempts)
+    assert attempts[0].replies != attempts[1].replies
 
 
 # ---- Verdicts
