@@ -19,7 +19,7 @@ from typing import Any
 
 from baize_lib.batches import Settings
 from baize_lib.config import BaizeError
-from baize_lib.presets import PRESETS, preset_of
+from baize_lib.presets import preset_of
 
 __all__ = ["RunFile", "read_run_file"]
 
@@ -39,7 +39,7 @@ class RunFile:
     base: str = "embedded"
     precision: str = "auto"
     shard: bool = False
-    settings: Settings = PRESETS["135M"].settings
+    settings: Settings = Settings()  # noqa: RUF009 (frozen)
 
 
 def read_run_file(path: Path | str) -> RunFile:
@@ -59,13 +59,16 @@ def read_run_file(path: Path | str) -> RunFile:
         raise BaizeError(f"run file {path} is not YAML ({error})") from error
     if not isinstance(said, dict):
         raise BaizeError(f"run file {path} is not a list of `key: value` lines")
-    given = said.pop("settings", None) or {}
-    try:
-        preset = preset_of(said.pop("preset", "135M"))
-    except BaizeError as error:
-        raise BaizeError(f"{path}: {error}") from error
-    settings = replace(preset.settings, **_checked(given, preset.settings, f"settings in {path}"))
-    said = {"base": preset.base, "precision": preset.precision} | said
+    given, name = said.pop("settings", None) or {}, said.pop("preset", None)
+    start = Settings()
+    if name is not None:
+        try:
+            preset = preset_of(name)
+        except BaizeError as error:
+            raise BaizeError(f"{path}: {error}") from error
+        start = preset.settings
+        said = {"base": preset.base, "precision": preset.precision} | said
+    settings = replace(start, **_checked(given, start, f"settings in {path}"))
     missing = [key for key in ("train", "adapter") if key not in said]
     if missing:
         raise BaizeError(f"{path} does not say {' and '.join(missing)}: add `{missing[0]}: PATH`")
