@@ -200,7 +200,8 @@ def resumed_curve(
         ]
     ):
         axes.text(0.99, 0.97 - 0.09 * row, text, color=COLOURS[hue], va="top", ha="right",
-                  transform=axes.transAxes)  # fmt: skip
+                  transform=axes.transAxes, bbox={"facecolor": "white", "lw": 0, "pad": 1.5},
+                  )  # fmt: skip
     _label(axes, title, "optimizer step", "loss, nats a token")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.06, y=0.25)
