@@ -33,6 +33,8 @@ class Settings:
         dropout: of LoRA's input; the article's 0.05 costs a fifth of the speed on a CPU.
         targets: names of the linear layers that get an adapter, or "all-linear".
         batch_size: dialogues per optimiser step.
+        compute: the precision of training's products: "float32", "bfloat16", or "auto": the base's
+            own, but bfloat16 on a CPU with instructions for it.
         micro_tokens: padded tokens computed at once; less saves memory and changes nothing else.
         max_length: tokens of one dialogue; longer ones are cut at a turn.
         loss_on: "replies", or "all" as in Baize v1.
@@ -51,6 +53,7 @@ class Settings:
     lr: float = 1e-3
     num_epochs: int = 2
     batch_size: int = 8
+    compute: str = "auto"
     micro_tokens: int = 1024
     max_length: int = 512
     loss_on: str = "replies"

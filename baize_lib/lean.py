@@ -1,44 +1,37 @@
-"""The same training in fewer passes over memory: LoRA layers and norms, lean.
+"""The same training in fewer passes over memory: LoRA layers, norms, LLaMA's blocks, lean.
 
 A LoRA layer computes y = W x + s B A drop(x). PEFT writes that as eight operations forward and a
 dozen backward, most of which only move numbers, and on a CPU moving is what takes the time. Here it
-is one operation: the low-rank part is added in place, backward is written out, and dropout draws
-eight mask entries from one random number (so its rate is a multiple of 1/256).
+is one operation: the low-rank part is added in place, backward is written out, layers that read the
+same x share its passes, and dropout draws eight mask entries from one random number (so its rate is
+a multiple of 1/256).
 
     g = s B' dy        dx = W' dy + drop'(A' g)        dA = g drop(x)'        dB = s dy (A drop(x))'
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from baize_lib.attention import attend
 
 __all__ = ["lean"]
 
 
 @contextlib.contextmanager
 def lean(model: Any) -> Iterator[int]:
-    """Make a PEFT model's plain LoRA layers and norms lean inside the `with`; gives how many.
+    """Make a PEFT model's plain LoRA layers, norms and blocks lean inside the `with`; gives how
+    many modules that is.
 
-    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code.
+    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code,
+    and so does attention on a GPU, which has fast kernels of its own.
     """
-    import torch
-    from peft.tuners.lora import Linear
-
     changed = []
     for module in model.modules():
-        if type(module).__name__ in _NORMS and not module.weight.requires_grad:
-            module.forward = functools.partial(_norm, module)
-        elif (
-            type(module) is Linear
-            and type(module.base_layer) is torch.nn.Linear
-            and module.base_layer.bias is None
-            and not module.lora_variant
-        ):
-            module.forward = functools.partial(_forward, module)
-        else:
-            continue
-        changed.append(module)
+        if lean_forward := _lean_forward(module, model.device.type):
+            module.forward = functools.partial(lean_forward, module)
+            changed.append(module)
     try:
         yield len(changed)
     finally:
@@ -46,52 +39,127 @@ def lean(model: Any) -> Iterator[int]:
             del module.forward
 
 
+def _lean_forward(module: Any, device: str) -> Any:
+    kind = type(module).__name__
+    if kind in _NORMS and not module.weight.requires_grad:
+        return _norm
+    if kind == "LlamaMLP" and module.config.hidden_act == "silu":
+        return _mlp
+    if kind == "LlamaAttention" and device == "cpu" and not module.attention_dropout:
+        return _attention
+    return _lora if _is_plain(module) else None
+
+
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # one formula
 
 
+def _is_plain(module: Any) -> bool:
+    import torch
+    from peft.tuners.lora import Linear
+
+    return (
+        type(module) is Linear
+        and type(module.base_layer) is torch.nn.Linear
+        and module.base_layer.bias is None
+        and not module.lora_variant
+        and not module.disable_adapters
+        and not module.merged
+    )
+
+
 def _norm(module: Any, x: Any) -> Any:
-    return _operations()[1].apply(x, module.weight, module.variance_epsilon)
+    return _operations().norm.apply(x, module.weight, module.variance_epsilon)
 
 
-def _forward(layer: Any, x: Any) -> Any:
-    if not layer.training or layer.disable_adapters or layer.merged:
-        return type(layer).forward(layer, x)
+def _mlp(module: Any, x: Any) -> Any:
+    gate, up = _together((module.gate_proj, module.up_proj), x)
+    return module.down_proj(_operations().gated.apply(gate, up))
+
+
+def _attention(module: Any, hidden_states: Any, position_embeddings: Any, **_: Any) -> Any:
+    q, k, v = _together((module.q_proj, module.k_proj, module.v_proj), hidden_states)
+    out = attend(q, k, v, *position_embeddings, module.head_dim, module.scaling)
+    return module.o_proj(out), None
+
+
+def _lora(layer: Any, x: Any) -> Any:
+    return _apply((layer,), x)[0]
+
+
+def _together(layers: Sequence[Any], x: Any) -> Sequence[Any]:
+    """What each of the layers makes of the same x."""
+    if all(map(_is_plain, layers)) and len({_dropout(layer) for layer in layers}) == 1:
+        return _apply(layers, x)
+    return [layer(x) for layer in layers]
+
+
+def _dropout(layer: Any) -> int:
     (name,) = layer.active_adapters
-    rate = getattr(layer.lora_dropout[name], "p", 0.0)
-    y = _operations()[0].apply(
-        x.reshape(-1, x.shape[-1]), layer.base_layer.weight, layer.lora_A[name].weight,
-        layer.lora_B[name].weight, layer.scaling[name], round(256 * rate),
-    )  # fmt: skip
-    return y.view(*x.shape[:-1], -1)
+    return round(256 * getattr(layer.lora_dropout[name], "p", 0.0)) if layer.training else 0
+
+
+def _apply(layers: Sequence[Any], x: Any) -> Sequence[Any]:
+    weights, scales = [], []
+    for layer in layers:
+        (name,) = layer.active_adapters
+        low = layer.lora_A[name].weight, layer.lora_B[name].weight
+        weights += [layer.base_layer.weight, *low]
+        scales.append(layer.scaling[name])
+    ys = _operations().lora.apply(x.flatten(0, -2), scales, _dropout(layers[0]), *weights)
+    return [y.view(*x.shape[:-1], -1) for y in ys]
+
+
+class _Operations(NamedTuple):
+    lora: Any
+    norm: Any
+    gated: Any
 
 
 @functools.cache
-def _operations() -> tuple[Any, Any]:
+def _operations() -> _Operations:
     """The autograd functions; made on first use, so that importing this module stays light."""
     import torch
 
     class LeanLora(torch.autograd.Function):
-        # x (tokens, in), w (out, in), a (rank, in), b (out, rank); drop in 256ths
+        # x (tokens, in); for each layer w (out, in), a (rank, in), b (out, rank); drop in 256ths
         @staticmethod
-        def forward(ctx: Any, x: Any, w: Any, a: Any, b: Any, scale: float, drop: int) -> Any:
-            scale = scale * 256 / (256 - drop)
+        def forward(ctx: Any, x: Any, scales: list[float], drop: int, *weights: Any) -> Any:
+            w, a, b = weights[::3], weights[1::3], weights[2::3]
+            ctx.scales = [scale * 256 / (256 - drop) for scale in scales]
             keep = _keep(x, drop) if drop else None
-            low = (a.to(x.dtype) @ _apply(keep, x).T).T  # in this order the thin product is fast
-            ctx.save_for_backward(x, w, a, b, keep, low)
-            ctx.scale = scale
-            return (x @ w.T).addmm_(low, b.T.to(x.dtype), alpha=scale)
+            low = torch.cat(a).to(x.dtype) @ _dropped(keep, x).T  # this way the product is fast
+            ctx.save_for_backward(x, keep, low, *weights)
+            lows = low.split([len(each) for each in a])
+            return tuple(
+                (x @ w.T).addmm_(low.T, b.T.to(x.dtype), alpha=scale)
+                for w, b, low, scale in zip(w, b, lows, ctx.scales, strict=True)
+            )
 
         @staticmethod
-        def backward(ctx: Any, dy: Any) -> Any:
-            x, w, a, b, keep, low = ctx.saved_tensors
-            g = (b.T.to(dy.dtype) @ dy.T).T.mul_(ctx.scale)
-            da = g.T @ _apply(keep, x)
-            db = (low.T @ dy).T * ctx.scale
+        def backward(ctx: Any, *dys: Any) -> Any:
+            x, keep, low, *weights = ctx.saved_tensors
+            w, a, b = weights[::3], weights[1::3], weights[2::3]
+            ranks = [len(each) for each in a]
+            parts = list(zip(dys, b, low.split(ranks), ctx.scales, strict=True))
+            g = torch.cat([(b.T.to(dy.dtype) @ dy.T).mul_(scale) for dy, b, _, scale in parts])
+            das = (g @ _dropped(keep, x)).split(ranks)
+            dbs = [(low @ dy).T * scale for dy, _, low, scale in parts]
             dx = None
             if ctx.needs_input_grad[0]:
-                dx, a = dy @ w, a.to(dy.dtype)
-                dx = dx.addmm_(g, a) if keep is None else dx.add_(_apply(keep, g @ a))
-            return dx, None, da.to(a.dtype), db.to(b.dtype), None, None
+                dx = dys[0] @ w[0]
+                for dy, each in zip(dys[1:], w[1:], strict=True):
+                    dx.addmm_(dy, each)
+                stacked = torch.cat(a).to(g.dtype)
+                dx = (
+                    dx.addmm_(g.T, stacked)
+                    if keep is None
+                    else dx.add_(_dropped(keep, g.T @ stacked))
+                )
+            grads = [
+                (None, da.to(a.dtype), db.to(b.dtype))
+                for da, db, a, b in zip(das, dbs, a, b, strict=True)
+            ]
+            return dx, None, None, *(grad for three in grads for grad in three)
 
     class LeanNorm(torch.autograd.Function):
         # y = w x / sqrt(mean(x^2) + eps); x (..., width), w (width,)
@@ -110,12 +178,25 @@ def _operations() -> tuple[Any, Any]:
             shared = torch.linalg.vecdot(slope, wide)[..., None] * root**2 / x.shape[-1]
             return slope.addcmul_(wide, shared, value=-1).mul_(root).to(x.dtype), None, None
 
+    class LeanGated(torch.autograd.Function):
+        # y = silu(gate) * up, without keeping silu(gate)
+        @staticmethod
+        def forward(ctx: Any, gate: Any, up: Any) -> Any:
+            ctx.save_for_backward(gate, up)
+            return torch.nn.functional.silu(gate).mul_(up)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            gate, up = ctx.saved_tensors
+            dup = torch.nn.functional.silu(gate).mul_(dy)
+            return torch.ops.aten.silu_backward(dy * up, gate), dup
+
     def _keep(x: Any, drop: int) -> Any:
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
         octets = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()]
         return (octets >= drop).view_as(x)
 
-    def _apply(keep: Any, x: Any) -> Any:
+    def _dropped(keep: Any, x: Any) -> Any:
         return x if keep is None else keep.to(x.dtype).mul_(x)  # faster than x * keep
 
-    return LeanLora, LeanNorm
+    return _Operations(LeanLora, LeanNorm, LeanGated)

@@ -32,8 +32,8 @@ from baize_lib.files import sha256_of, write_atomic
 
 __all__ = [
     "EMBEDDED_TITLE", "embedded_model_file", "student_dir", "Base", "load_base", "PRECISIONS",
-    "Shape", "ARTICLE_SHAPES", "ARTICLE_TARGETS", "ALL_LINEAR", "trainable_parameters", "quiet",
-    "BYTES_PER_WEIGHT",
+    "compute_precision", "computing_in", "Shape", "ARTICLE_SHAPES", "ARTICLE_TARGETS", "ALL_LINEAR",
+    "trainable_parameters", "quiet", "BYTES_PER_WEIGHT",
 ]  # fmt: skip
 
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
@@ -284,12 +284,65 @@ def _choose_precision(precision: str) -> tuple[str, str]:
     if precision != "auto":
         return precision, "as asked"
     if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if _gpu_has_bfloat16():
             return "bfloat16", "this GPU computes in it, at half the memory of float32"
         return "float32", "this GPU has no bfloat16, and float16 overflows in training"
-    if torch.cpu._is_amx_tile_supported():
-        return "bfloat16", "this CPU has matrix units (AMX) for it"
-    return "float32", "this CPU has no fast bfloat16"
+    return "float32", "there is no GPU here"
+
+
+def _gpu_has_bfloat16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def compute_precision(precision: str, device: str, wanted: str = "auto") -> tuple[str, str]:
+    """What training multiplies in, and why: the base's own precision, or bfloat16 for a base in
+    float32 where this CPU has instructions for it, which are about twice as fast.
+
+    Args:
+        precision: of the base; device: "cpu" or "cuda".
+        wanted: "auto", "float32" or "bfloat16".
+
+    Raises:
+        BaizeError: `wanted` does not go with the base's precision.
+    """
+    import torch
+
+    if wanted == precision or (wanted, precision) == ("bfloat16", "float32"):
+        return wanted, "as asked"
+    if wanted != "auto":
+        raise BaizeError(
+            f"compute={wanted!r} does not go with a base in {precision}: use compute='auto', "
+            "or load the base in float32, which can be trained in 'float32' or 'bfloat16'"
+        )
+    if (precision, device) == ("float32", "cpu"):
+        if torch.cpu._is_amx_tile_supported():
+            return "bfloat16", "this CPU has matrix units for it (AMX)"
+        if torch.cpu._is_avx512_bf16_supported():
+            return "bfloat16", "this CPU has instructions for it (AVX512-BF16)"
+    return precision, "as the base was loaded"
+
+
+@contextlib.contextmanager
+def computing_in(model: Any, precision: str) -> Iterator[None]:
+    """Hold a float32 model's frozen weights in bfloat16 inside the `with`, if that is `precision`.
+
+    The trained weights stay float32, and afterwards the model is what it was, to the bit.
+    """
+    import torch
+
+    kept = []
+    if precision == "bfloat16":
+        for weight in model.parameters():
+            if not weight.requires_grad and weight.dtype == torch.float32:
+                kept.append((weight, weight.data))
+                weight.data = weight.data.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
 
 
 def _loading(precision: str) -> dict[str, Any]:
@@ -299,7 +352,7 @@ def _loading(precision: str) -> dict[str, Any]:
         from transformers import BitsAndBytesConfig
 
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        dtype = torch.bfloat16 if _gpu_has_bfloat16() else torch.float32
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
         chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
         return {"quantization_config": BitsAndBytesConfig(**chosen), "dtype": dtype}

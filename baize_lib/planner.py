@@ -17,11 +17,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from baize_lib.batches import Settings, epoch_steps
+from baize_lib.batches import Settings, epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.lean import lean
-from baize_lib.loss import backward
-from baize_lib.models import BYTES_PER_WEIGHT, Base, Shape, quiet, trainable_parameters
+from baize_lib.loss import backward, lanes
+from baize_lib.models import (
+    BYTES_PER_WEIGHT,
+    Base,
+    Shape,
+    compute_precision,
+    computing_in,
+    quiet,
+    trainable_parameters,
+)
 from baize_lib.presets import preset_of
 from baize_lib.tokens import Encoded
 from baize_lib.train import add_adapter
@@ -36,8 +44,8 @@ __all__ = [
 class Device:
     """A machine: memory in GB, peak TFLOP/s in the precision it trains in, USD an hour when rented.
 
-    Cards: dense bfloat16 (T4: float16). None means unknown. `source` is of the peak, `rent` of the
-    price.
+    Cards: dense bfloat16, or float32 for one without it (`bfloat16` False). None means unknown.
+    `source` is of the peak, `rent` of the price.
     """
 
     name: str
@@ -46,14 +54,15 @@ class Device:
     usd_per_hour: float | None
     source: str
     rent: str = ""
+    bfloat16: bool = True
 
 
 # Rents were looked up in 2026 and rounded; providers differ by a factor of four, so `plan` takes
 # yours. The peaks are NVIDIA's own, read in tables that quote its sheets.
 _CARDS = (
     Device(
-        "T4", 16, 65, 0.35, "NVIDIA's figure for float16; it has no bfloat16",
-        "0.38 for a Google VM with one, in a course's set-up guide; 0.20 at Matpool",
+        "T4", 16, 8.1, 0.35, "NVIDIA's figure for float32: it has no bfloat16",
+        "0.38 for a Google VM with one, in a course's set-up guide; 0.20 at Matpool", False,
     ),
     Device(
         "L4", 24, 121, 0.45, "NVIDIA's 242 with sparsity, half of it dense", "0.44 at Jarvislabs"
@@ -123,35 +132,42 @@ def corpus_of(rows: Sequence[Encoded], settings: Settings) -> Corpus:
 # --- measuring
 
 
-def this_machine() -> Device:
-    """The machine this runs on. A CPU's peak is what its own matrix products reach, measured in a
-    second; a GPU's is its data sheet's, or None for a card that is not in `DEVICES`.
+def this_machine(compute: str = "auto") -> Device:
+    """The machine this runs on. A CPU's peak is what its own matrix products reach in what training
+    multiplies in (`Settings.compute`), measured in a second; a GPU's is its data sheet's, or None
+    for a card that is not in `DEVICES`.
     """
     import psutil
     import torch
 
     if not torch.cuda.is_available():
-        rate = statistics.median(_product_rate() for _ in range(5)) / 1e12
+        precision, _ = compute_precision("float32", "cpu", compute)
+        rate = statistics.median(_product_rate(precision) for _ in range(5)) / 1e12
         memory = psutil.virtual_memory().total / 1e9
-        source = "float32 matrix products, measured just now"
-        return Device(_device_name(), memory, rate, 0, source, "your own machine")
+        source = f"{precision} matrix products, measured just now"
+        return Device(_CPU, memory, rate, 0, source, "your own machine", bfloat16=False)
     about = torch.cuda.get_device_properties(0)
     key = next((k for k in DEVICES if k.split("-")[0] in about.name), None)
     tflops = DEVICES[key].tflops if key else None
     source = DEVICES[key].source if key else "no data sheet for this card here"
-    return Device(_device_name(), about.total_memory / 1e9, tflops, None, source)
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device(_device_name(), about.total_memory / 1e9, tflops, None, source, bfloat16=bfloat16)
 
 
 def _device_name() -> str:
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "this CPU"
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else _CPU
 
 
-def _product_rate() -> float:
+_CPU = "this CPU"
+
+
+def _product_rate(precision: str) -> float:
     import torch
 
-    x, w = torch.randn(1024, 576), torch.randn(1536, 576)
+    dtype = getattr(torch, precision)
+    x, w = torch.randn(1024, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
     x @ w.T
     begun = time.perf_counter()
     for _ in range(20):
@@ -195,20 +211,27 @@ def measure(
     model = add_adapter(base, settings)
     try:
         weights = [p for p in model.parameters() if p.requires_grad]
-        with _peak_memory() as peak, lean(model), torch.random.fork_rng():
+        kind, at_once = base.model.device.type, lanes(model, settings)
+        compute, _ = compute_precision(base.precision, kind, settings.compute)
+        with (
+            _peak_memory() as peak,
+            computing_in(model, compute),
+            lean(model),
+            torch.random.fork_rng(),
+        ):
             optimizer = torch.optim.AdamW(weights, lr=settings.lr)
             model.train()
             tokens, begun = 0, time.perf_counter()
             for number, step in enumerate(_endless(rows, settings)):
-                num_labels = sum(row.num_labels for batch in step for row in batch)
-                for batch in step:
-                    backward(model, batch, num_labels)
+                step_rows = [row for batch in step for row in batch]
+                batches = micro_batches(step_rows, settings.micro_tokens // at_once)
+                backward(model, batches, sum(row.num_labels for row in step_rows), at_once)
                 optimizer.step()
                 optimizer.zero_grad()
                 if number == 0:
                     begun = time.perf_counter()
                 else:
-                    tokens += sum(len(row.input_ids) for batch in step for row in batch)
+                    tokens += sum(len(row.input_ids) for row in step_rows)
                 if number == num_steps:
                     break
             seconds = time.perf_counter() - begun
@@ -293,7 +316,8 @@ class Plan:
             f"{self.num_trainable / 1e6:.1f} million trained, on {self.device} (all estimates)",
             f"memory  {self.gigabytes:.1f} GB: {fits} ({parts})",
             f"time    {_time(self.hours)} for {corpus.num_tokens:,} tokens at "
-            f"{_shown(self.tokens_per_second, 'tokens/s', 0)}; {self.basis}",
+            f"{_shown(self.tokens_per_second, 'tokens/s', 0)}",
+            f"        ({self.basis})",
             f"        {_time(self.hours_padded)} with every row padded to 512 "
             f"({corpus.padding_to_512:.0%} padding)",
         ]
@@ -316,7 +340,8 @@ def plan(
         base: a loaded base, a Shape, or the name of a preset, which brings its settings along.
         device: a Device, or a key of `DEVICES`; of any other name what is not known stays unknown.
         settings: rank, targets, micro-batch and checkpointing; default the preset's, or ours.
-        precision: of the frozen weights; default the loaded base's, else bfloat16.
+        precision: of the frozen weights; default the loaded base's, else bfloat16, or float32 where
+            the device has no bfloat16.
         measured: steps measured on this very device, of this base or another: their share of the
             device's peak replaces the assumed one.
         usd_per_hour: your price, to replace the one in `DEVICES`.
@@ -324,12 +349,15 @@ def plan(
     Raises:
         BaizeError: an unknown preset or precision, or steps measured on another device.
     """
-    shape, settings, precision = _base(base, settings, precision)
     if isinstance(device, str):
         device = DEVICES.get(device) or Device(device, None, None, None, "")
+    usual = "bfloat16" if device.bfloat16 else "float32"
+    shape, settings, precision = _base(base, settings, precision, usual)
     trainable = trainable_parameters(shape, settings.rank, settings.targets)
-    memory = _memory(shape, trainable, precision, settings)
+    memory = _memory(shape, trainable, precision, settings, device, corpus.mean_tokens)
     rate, basis = _rate(shape, device, settings, measured)
+    if precision in ("int8", "nf4") and not measured:
+        basis += f"; unpacking {precision} takes longer, how much is not known here"
     if rate:
         rate *= 1 if measured else 1 - corpus.padding
     price = usd_per_hour if usd_per_hour is not None else device.usd_per_hour
@@ -345,7 +373,7 @@ def plan(
 
 
 def _base(
-    base: Base | Shape | str, settings: Settings | None, precision: str | None
+    base: Base | Shape | str, settings: Settings | None, precision: str | None, usual: str
 ) -> tuple[Shape, Settings, str]:
     if isinstance(base, str):
         preset = preset_of(base)
@@ -354,7 +382,7 @@ def _base(
         shape = base
     else:
         shape, precision = Shape.of(base.model.config), precision or base.precision
-    precision = precision or "bfloat16"
+    precision = precision or usual
     if precision not in BYTES_PER_WEIGHT:
         raise BaizeError(
             f"precision {precision!r} is unknown: use one of {', '.join(BYTES_PER_WEIGHT)}"
@@ -382,27 +410,41 @@ def _rate(
     return rate, f"assuming {UTILISATION:.0%} of {device.tflops:.3g} TFLOP/s ({device.source})"
 
 
-def _memory(shape: Shape, trainable: int, precision: str, settings: Settings) -> dict[str, float]:
+def _memory(
+    shape: Shape, trainable: int, precision: str, settings: Settings, device: Device, length: float
+) -> dict[str, float]:
     """GB by part. A LoRA weight takes 16 bytes in all: itself, its gradient, Adam's two moments.
 
-    What a layer keeps for backward was counted in the operations it runs.
+    What a layer keeps for backward was counted in the operations it runs; `length` is of a row.
     """
-    number = 4 if precision == "float32" else 2  # bytes of an activation
-    layer = number * (9 * shape.hidden_size + 4 * shape.intermediate_size)
+    compute = precision
+    if precision in ("int8", "nf4"):
+        compute = "bfloat16" if device.bfloat16 else "float32"
+    elif device.name == _CPU:
+        compute, _ = compute_precision(precision, "cpu", settings.compute)
+    number = 4 if compute == "float32" else 2  # bytes of an activation
+    width, inner = shape.hidden_size, shape.intermediate_size
+    shared = width // shape.num_heads * shape.num_kv_heads  # width of the keys, and of the values
+    layer = number * (6 * width + 2 * shared + 3 * inner)
+    if device.name == _CPU:
+        layer += round(number * shape.num_heads * (length + 128) / 2)  # `attention`'s probabilities
     if settings.dropout:
-        layer += 6 * shape.hidden_size + shape.intermediate_size  # masks, a byte an entry
+        layer += 3 * width + inner  # masks, a byte an entry
     kept = shape.num_layers * layer
     if settings.gradient_checkpointing:
-        kept = shape.num_layers * number * shape.hidden_size + layer
-    embeddings = (1 if shape.tied else 2) * shape.vocab_size * shape.hidden_size
-    full = 4 if precision == "float32" else 2  # embeddings and head are never quantised
-    weights = (shape.num_parameters - embeddings) * BYTES_PER_WEIGHT[precision]
+        kept = shape.num_layers * number * width + layer
+    embeddings = (1 if shape.tied else 2) * shape.vocab_size * width
+    full = 4 if "float32" in (precision, compute) else 2  # embeddings and head: never quantised
+    weights = (shape.num_parameters - embeddings) * BYTES_PER_WEIGHT[precision] + embeddings * full
+    copied = 2 * shape.num_parameters if (precision, compute) == ("float32", "bfloat16") else 0
+    slices = settings.micro_tokens * 4096  # of the vocabulary, one at a time
     return {
-        "weights": (weights + embeddings * full) / 1e9,
+        "weights": weights / 1e9,
+        **({"bfloat16 copy": copied / 1e9} if copied else {}),
         "adapter": 8 * trainable / 1e9,
         "optimizer": 8 * trainable / 1e9,
         "activations": settings.micro_tokens * kept / 1e9,
-        "logits": 2 * settings.micro_tokens * 4096 * 4 / 1e9,  # a slice of the vocabulary at a time
+        "logits": slices * (4 if number == 4 else 6) / 1e9,
     }
 
 

@@ -39,8 +39,8 @@ from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, text_hash, write_atomic, write_jsonl
 from baize_lib.lean import lean
 from baize_lib.lora import detach
-from baize_lib.loss import backward, held_out_loss
-from baize_lib.models import Base, load_base, quiet
+from baize_lib.loss import backward, held_out_loss, lanes
+from baize_lib.models import Base, compute_precision, computing_in, load_base, quiet
 from baize_lib.parallel import Team, join, shard
 from baize_lib.records import read_dialogues
 from baize_lib.runfile import RunFile, read_run_file
@@ -140,7 +140,7 @@ def fit(
             run.say(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
             return finished
         before = held_out_loss(model, held_out, team=team) if held_out else None
-        with lean(model):
+        with computing_in(model, run.compute), lean(model):
             run.train(on_step)
         after = held_out_loss(model, held_out, team=team) if held_out else None
         tokens = settings.num_epochs * sum(len(row.input_ids) for row in rows)
@@ -209,6 +209,12 @@ class _Run:
 
         self.base, self.model, self.settings, self.adapter_dir = base, model, settings, adapter_dir
         self.team = team
+        self.compute, self.reason = compute_precision(
+            base.precision, base.model.device.type, settings.compute
+        )
+        if team.in_step:
+            self.compute, self.reason = base.precision, "a sharded base stays as it was loaded"
+        self.lanes = 1 if team.in_step else lanes(model, settings)
         self.file = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.initial = [p.detach().clone() for p in self.weights]
@@ -230,6 +236,8 @@ class _Run:
     def train(self, on_step: Callable[[Step], Any] | None) -> None:
         import torch
 
+        if self.compute != self.base.precision:
+            self.say(f"training multiplies in {self.compute}: {self.reason}")
         self._resume()
         self.team.wait()
         self.model.train()
@@ -255,10 +263,8 @@ class _Run:
         torch.manual_seed((self.settings.seed * 1_000_003 + number) * team.size + team.rank)
         rows = [row for batch in batches for row in batch]
         num_labels = sum(row.num_labels for row in rows)
-        loss = sum(
-            backward(self.model, batch, num_labels)
-            for batch in team.batches(rows, self.settings.micro_tokens)
-        )
+        batches = team.batches(rows, self.settings.micro_tokens // self.lanes)
+        loss = backward(self.model, batches, num_labels, self.lanes)
         team.add_up([p.grad for p in self.weights])
         loss = team.total(loss, self.weights[0].device) / num_labels
         if not math.isfinite(loss):
@@ -417,6 +423,7 @@ def _card(run: _Run, result: Fit) -> dict[str, Any]:
         "template": TEMPLATE,
         "language": run.settings.language,
         "precision": run.base.precision,
+        "compute": run.compute,
         "corpus": run.identity["corpus"],
         "identity": run.identity,
         "settings": asdict(run.settings),

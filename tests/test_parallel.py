@@ -41,7 +41,9 @@ def run_file(folder, adapter, **more):
     said = {
         "base": str(folder / "base"), "precision": "float32", "adapter": str(folder / adapter),
         "train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl"),
-        "settings": {"lr": 5e-3, "batch_size": 3, "num_epochs": 2, "micro_tokens": 100},
+        "settings": {
+            "lr": 5e-3, "batch_size": 3, "num_epochs": 2, "micro_tokens": 100, "compute": "float32",
+        },
     } | more  # fmt: skip
     path = folder / f"{adapter}.yaml"
     path.write_text(json.dumps(said))  # every JSON object is YAML

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from test_train import FAST, TALKS, TOKENIZER, tiny_base
 
 from baize_lib.batches import Settings, encode_all
@@ -12,6 +13,7 @@ from baize_lib.planner import (
     ARTICLE_RUNS,
     DEVICES,
     Corpus,
+    Device,
     Measured,
     corpus_of,
     measure,
@@ -109,6 +111,32 @@ def test_every_part_of_memory_shrinks_with_what_it_depends_on():
     assert without.tokens_per_second == pytest.approx(1.5 * usual.tokens_per_second)
 
 
+def test_a_card_without_bfloat16_is_planned_in_float32_as_it_would_be_loaded():
+    found = plan("7B", Corpus(1, 450), "T4")
+    assert (found.precision, found.fits) == ("float32", False)
+    thrifty = replace(PRESETS["7B"].settings, micro_tokens=2048)
+    small, other = (
+        plan("7B", Corpus(1, 450), card, thrifty, precision="nf4") for card in ("T4", "L4")
+    )
+    assert small.fits
+    assert small.memory["activations"] > 1.9 * other.memory["activations"]
+    assert "unpacking nf4 takes longer" in small.basis
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_on_a_cpu_the_plan_counts_what_bfloat16_takes_and_saves(monkeypatch, there):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    base, cpu = tiny_base(), Device("this CPU", 16, 0.2, 0, "measured", bfloat16=False)
+    memory = plan(base, Corpus(100, 200), cpu, Settings()).memory
+    exact = plan(base, Corpus(100, 200), cpu, Settings(compute="float32")).memory
+    assert ("bfloat16 copy" in memory) == there
+    assert memory["activations"] == exact["activations"] / (2 if there else 1)
+    card = plan(base, Corpus(100, 200), "L4", Settings()).memory
+    assert "bfloat16 copy" not in card
+    assert card["activations"] < exact["activations"]
+
+
 def test_what_is_unknown_is_named():
     with pytest.raises(BaizeError, match=r"preset '65B' is unknown: use one of 135M, .*30B"):
         plan("65B", Corpus(1, 1), "H100")
@@ -153,7 +181,6 @@ def test_measuring_leaves_the_base_as_it_was_and_counts_the_tokens_it_trained():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_parameters_of_a_preset_are_those_of_the_model_transformers_makes(name):
-    import torch
     from transformers import LlamaForCausalLM
 
     shape = PRESETS[name].shape

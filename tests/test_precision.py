@@ -36,7 +36,7 @@ def gradients(base):
             torch.nn.init.normal_(weight, std=0.02, generator=generator)
     rows, _ = encode_all(SAMPLE, base.tokenizer, SETTINGS)
     num_labels = sum(row.num_labels for row in rows)
-    loss = sum(backward(model, batch, num_labels) for batch in micro_batches(rows, 10**6))
+    loss = backward(model, micro_batches(rows, 10**6), num_labels)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.unload()
     base.model.requires_grad_(False).eval()

@@ -20,12 +20,14 @@ from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
 from baize_lib.lean import lean
-from baize_lib.models import Base, student_dir
+from baize_lib.models import Base, compute_precision, computing_in, student_dir
 from baize_lib.tokens import IGNORED
 from baize_lib.train import Settings, encode, encode_all, fit, held_out_loss, prompt_ids
 
 TOKENIZER = AutoTokenizer.from_pretrained(student_dir())
-FAST = Settings(dropout=0, batch_size=4, lr=5e-3, num_epochs=1, checkpoint_every=0)
+FAST = Settings(
+    dropout=0, batch_size=4, lr=5e-3, num_epochs=1, checkpoint_every=0, compute="float32"
+)  # fmt: skip
 
 
 def tiny_base(name="tiny"):
@@ -133,9 +135,9 @@ def test_the_mask_as_html_escapes_what_was_said():
 # --- the loss does not depend on how it is computed
 
 
-def gradients(micro_tokens, batch_order=1, quick=True):
+def gradients(micro_tokens, batch_order=1, quick=True, at_once=1, settings=FAST, compute="float32"):
     base = tiny_base()
-    model = train.add_adapter(base, FAST).train()
+    model = train.add_adapter(base, settings).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide errors in A's gradient
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -144,8 +146,8 @@ def gradients(micro_tokens, batch_order=1, quick=True):
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     num_labels = sum(row.num_labels for row in rows)
     batches = list(micro_batches(rows, micro_tokens))[::batch_order]
-    with lean(model) if quick else contextlib.nullcontext():
-        loss = sum(train.backward(model, batch, num_labels) for batch in batches) / num_labels
+    with computing_in(model, compute), lean(model) if quick else contextlib.nullcontext():
+        loss = train.backward(model, batches, num_labels, at_once) / num_labels
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return loss, grads, model, rows
 
@@ -157,6 +159,94 @@ def test_loss_and_gradients_are_the_same_for_any_batch_size_padding_and_order(mi
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [FAST, replace(FAST, gradient_checkpointing=True)])
+def test_micro_batches_side_by_side_give_the_same_gradient_bit_for_bit_every_time(settings):
+    expected_loss, expected, _, _ = gradients(300, settings=settings)
+    loss, grads, _, _ = gradients(100, at_once=3, settings=settings)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    again, same, model, _ = gradients(100, at_once=3, settings=settings)
+    assert again == loss
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert all(weight.grad.stride() == weight.stride() for weight in trained)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
+        assert torch.equal(grad, same[name])
+
+
+def test_what_fails_in_one_of_the_lanes_is_raised_and_the_threads_are_given_back():
+    base, (rows, _) = tiny_base(), encode_all(TALKS, TOKENIZER, FAST)
+    model, threads = train.add_adapter(base, FAST).train(), torch.get_num_threads()
+    broken = replace(rows[3], input_ids=[len(TOKENIZER)] * len(rows[3].input_ids))
+    with pytest.raises(IndexError):
+        train.backward(model, [[rows[0]], [broken], [rows[1]]], 9, at_once=2)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("length", [1, 128, 129, 300])
+def test_lean_blocks_equal_transformers_own_at_any_length(length):
+    model = train.add_adapter(tiny_base(), FAST).train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(0, 1000, (2, length))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def hidden_and_gradients():
+        hidden = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden, torch.autograd.grad((hidden * torch.linspace(-1, 1, 32)).sum(), weights)
+
+    expected, expected_gradients = hidden_and_gradients()
+    with lean(model):
+        hidden, grads = hidden_and_gradients()
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(grads, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_in_bfloat16_the_gradient_points_the_same_way_and_the_base_comes_back_to_the_bit():
+    loss, grads, _, _ = gradients(300)
+    narrow_loss, narrow, model, _ = gradients(300, compute="bfloat16")
+    assert loss != narrow_loss == pytest.approx(loss, rel=2e-3)
+    flat, other = (torch.cat([g.flatten() for g in gs.values()]) for gs in (grads, narrow))
+    assert torch.cosine_similarity(flat, other, dim=0) > 0.999
+    for name, weight in tiny_base().model.named_parameters():
+        if "norm" not in name:
+            own = model.get_base_model().get_parameter(
+                name if "proj" not in name else name.replace(".weight", ".base_layer.weight")
+            )
+            assert torch.equal(own, weight)
+
+
+def test_a_run_in_bfloat16_learns_as_well_as_one_in_float32(tmp_path, capsys):
+    base = tiny_base()
+    exact = fit(base, TALKS * 4, TALKS[:3], tmp_path / "exact", FAST)
+    settings = replace(FAST, compute="bfloat16")
+    quick = fit(base, TALKS * 4, TALKS[:3], tmp_path / "quick", settings)
+    assert "training multiplies in bfloat16: as asked" in capsys.readouterr().out
+    assert quick.loss_before == exact.loss_before
+    assert quick.loss_after == pytest.approx(exact.loss_after, rel=0.01)
+    assert json.loads((tmp_path / "quick" / "baize_run.json").read_text())["compute"] == "bfloat16"
+
+
+def test_the_precision_of_training_follows_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for there, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+        assert compute_precision("float32", "cpu")[0] == expected
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert "AMX" in compute_precision("float32", "cpu")[1]
+    assert compute_precision("float32", "cpu", "float32") == ("float32", "as asked")
+    assert compute_precision("nf4", "cpu")[0] == "nf4"
+    assert compute_precision("float32", "cuda")[0] == "float32"
+
+
+@pytest.mark.parametrize(("precision", "compute"), [("bfloat16", "float32"), ("float32", "int8")])
+def test_a_precision_that_does_not_go_with_the_base_is_refused(tmp_path, precision, compute):
+    base = replace(tiny_base(), precision=precision)
+    with pytest.raises(BaizeError, match=f"{compute}' does not go with a base in {precision}"):
+        fit(base, TALKS, [], tmp_path / "adapter", replace(FAST, compute=compute))
 
 
 def test_loss_and_gradients_equal_those_of_transformers_and_peft_themselves():
@@ -228,7 +318,7 @@ def test_lean_dropout_leaves_the_mean_of_the_low_rank_part_as_it_is():
     x = torch.randn(1, 32).expand(4000, 32)
     with lean(model) as count, torch.no_grad():
         noisy = layer(x)
-    assert count == 2 * 7 + 5
+    assert count == 2 * 7 + 5 + 2 * 2  # layers, norms, attention and gate
     torch.testing.assert_close(noisy.mean(0), model.eval() and layer(x[0]), rtol=0.1, atol=0.1)
     assert noisy.std(0).min() > 0
 

@@ -110,8 +110,7 @@ def measured(name: str, precision: str, settings: Settings, device: str, num: in
                 _wait(device)
                 tokens, begun = 0, time.perf_counter()
             num_labels = sum(row.num_labels for batch in step for row in batch)
-            for batch in step:
-                backward(model, batch, num_labels)
+            backward(model, step, num_labels)
             optimizer.step()
             optimizer.zero_grad()
             tokens += sum(len(row.input_ids) for batch in step for row in batch)

@@ -1,16 +1,19 @@
 """How fast `fit` trains the embedded model, beside two usual ways and the machine's own limit.
 
-    python tests/benchmarks/bench_train.py [--dialogues 24] [--precision float32] [--rounds 3]
+    python tests/benchmarks/bench_train.py [--dialogues 24] [--rounds 3] [--only ours trl-1]
 
 All train LoRA r=8 on all linear layers over the same dialogues, in one process, in turns:
-  ours     `fit`'s loop
-  padded   PEFT as it comes, every row padded to 512, loss by transformers
-  original the same with LoRA's dropout of 0.05, as published
-  trl-N    TRL's SFTTrainer, N rows of like length together, no checkpointing of activations, its
-           own (chunked) loss; the best N is its best setting
+  ours       `fit`'s loop, in float32
+  padded     PEFT as it comes, every row padded to 512, loss by transformers
+  original   the same with LoRA's dropout of 0.05, as published
+  trl-N      TRL's SFTTrainer, N rows of like length together, no checkpointing of activations, its
+             own (chunked) loss; the best N is its best setting
+and each again as NAME-bf16: the frozen weights in bfloat16, which `fit` chooses by itself where the
+CPU has instructions for it (elsewhere it is slow).
 Rates are real tokens (no padding) a second of wall time and of CPU time over all threads. CPU time
 is the fairer column on a busy machine. "of limit" counts 4 operations a parameter and token and
-divides by what plain matrix products of the model's shapes reach, timed before and after.
+divides by what plain matrix products of the model's shapes reach in that precision, timed before
+and after.
 """
 
 import argparse
@@ -21,17 +24,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baize_lib.batches import epoch_steps
+from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import data_dir
 from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
 from baize_lib.lean import lean
-from baize_lib.models import Base, load_base, quiet
+from baize_lib.loss import lanes
+from baize_lib.models import Base, computing_in, load_base, quiet
 from baize_lib.train import Encoded, Settings, add_adapter, backward, encode_all
 
 SETTINGS = Settings(rank=8, num_epochs=1)
@@ -62,13 +66,14 @@ def ours(base: Base, rows: list[Encoded]) -> Any:
     model = add_adapter(base, SETTINGS).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, fused=True)
+    at_once = lanes(model, SETTINGS)
 
     def run() -> None:
         with lean(model):
             for step in epoch_steps(rows, SETTINGS, 0):
-                num_labels = sum(row.num_labels for batch in step for row in batch)
-                for batch in step:
-                    backward(model, batch, num_labels)
+                part = [row for batch in step for row in batch]
+                batches = micro_batches(part, SETTINGS.micro_tokens // at_once)
+                backward(model, batches, sum(row.num_labels for row in part), at_once)
                 optimizer.step()
                 optimizer.zero_grad()
 
@@ -119,25 +124,25 @@ def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
     return trainer.train, trainer.model
 
 
-_USUAL = ["ours", "padded", "original", "trl-1", "trl-4"]
-WAYS = {
+WAYS: dict[str, Callable[[Base, list[Encoded]], Any]] = {
     "ours": ours,
     "padded": padded,
     "original": functools.partial(padded, dropout=0.05),
     **{f"trl-{size}": functools.partial(trl, batch_size=size) for size in (1, 2, 4, 8)},
 }
+NAMES = [*WAYS, *(f"{name}-bf16" for name in WAYS)]
+_USUAL = ["ours", "padded", "original", "trl-1", "trl-2", "ours-bf16", "trl-1-bf16", "trl-4-bf16"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dialogues", type=int, default=24)
-    parser.add_argument("--precision", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=_USUAL, choices=WAYS)
+    parser.add_argument("--only", nargs="*", default=_USUAL, choices=NAMES)
     import torch
 
     options = parser.parse_args()
-    base = load_base("embedded", options.precision)
+    base = load_base("embedded", "float32")
     source = data_dir() / "self_chat_sample.jsonl"
     dialogues = [from_chat(row) for row in read_jsonl(source) if row.get("status", "ok") == "ok"]
     rows, _ = encode_all(dialogues[: options.dialogues], base.tokenizer, SETTINGS)
@@ -147,17 +152,24 @@ def main() -> None:
     seen: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
     for turn in range(options.rounds):
         for name in options.only:
-            before = matmul_rate(base.model.dtype)
-            with quiet(), contextlib.redirect_stdout(io.StringIO()):
+            way = WAYS[name.removesuffix("-bf16")]
+            compute = "bfloat16" if name.endswith("-bf16") else "float32"
+            dtype = getattr(torch, compute)
+            before = matmul_rate(dtype)
+            with (
+                computing_in(base.model, compute),
+                quiet(),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
                 if turn == 0:  # the first pass pays for memory and threads
-                    run, model = WAYS[name](base, rows[:4])
+                    run, model = way(base, rows[:4])
                     run()
                     model.unload()
-                run, model = WAYS[name](base, rows)
+                run, model = way(base, rows)
                 wall, cpu = timed(run)
                 model.unload()
             base.model.requires_grad_(False)
-            after = matmul_rate(base.model.dtype)
+            after = matmul_rate(dtype)
             limit = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
             of_limit = work / wall / limit[0], work / cpu / limit[1]
             seen[name].append((tokens / wall, tokens / cpu, *of_limit, limit[0] / 1e9))
@@ -169,19 +181,16 @@ def main() -> None:
     print(f"\nmedians of {options.rounds} rounds")
     for name, values in median.items():
         print(_row(name, values))
-    for name in [name for name in median if name != "ours" and "ours" in median]:
-        ratios = [
-            statistics.median(a[i] / b[i] for a, b in zip(seen["ours"], seen[name], strict=True))
-            for i in range(3)
-        ]
-        print(
-            "ours / {}: {:.2f} by wall, {:.2f} by CPU time, {:.2f} of limit".format(name, *ratios)
-        )
+    best = [name for name in ("ours", "ours-bf16") if name in seen]
+    for ours_, name in [(o, name) for o in best for name in seen if not name.startswith("ours")]:
+        pairs = list(zip(seen[ours_], seen[name], strict=True))
+        ratios = [statistics.median(a[i] / b[i] for a, b in pairs) for i in range(2)]
+        print("{} / {}: {:.2f} by wall, {:.2f} by CPU time".format(ours_, name, *ratios))
 
 
 def _row(name: str, values: Sequence[float]) -> str:
     return (
-        "{:10s} {:5.0f} tokens/s  {:5.0f} tokens/CPU-s  {:.2f} of limit  {:.2f} of limit (CPU)  "
+        "{:13s} {:5.0f} tokens/s  {:5.0f} tokens/CPU-s  {:.2f} of limit  {:.2f} of limit (CPU)  "
         "matmul {:.0f} GFLOP/s"
     ).format(name, *values)
 
