@@ -7,9 +7,12 @@ What a run has paid for or computed stays in `runs/<name>/`, so a second run reu
 """
 
 import argparse
+import base64
+import copy
 import html
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -80,8 +83,26 @@ def tidy(notebook: Any) -> None:
 def _as_html(notebook: Any, folder: Path) -> str:
     from nbconvert import HTMLExporter
 
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _with_pictures_inside(cell.source, folder)
     exporter = HTMLExporter(embed_images=True)
     return exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
+
+
+def _with_pictures_inside(markdown: str, folder: Path) -> str:
+    """Pictures from above the notebook's folder as part of the text: nbconvert leaves those out."""
+
+    def inside(found: re.Match[str]) -> str:
+        path = folder / found[2]
+        kind = {".svg": "svg+xml", ".png": "png"}.get(path.suffix)
+        if not kind or not path.is_file():
+            return found[0]
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img alt="{html.escape(found[1])}" src="data:image/{kind};base64,{data}">'
+
+    return re.sub(r"!\[([^\]]*)\]\((\.\./[^)]+)\)", inside, markdown)
 
 
 def _title(notebook: Any) -> str:

@@ -77,7 +77,7 @@ def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float
     return (norm.log() + top - logit).double().sum().item()
 
 
-_SLICE = 4096  # tokens of the vocabulary
+_SLICE = 2048  # tokens of the vocabulary
 
 
 def lanes(model: Any, settings: Settings | None = None) -> int:

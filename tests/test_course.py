@@ -46,6 +46,19 @@ def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):
     assert "hello" in (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
 
 
+def test_a_page_carries_the_pictures_of_its_text(run, tmp_path):
+    path = notebook(tmp_path / "in" / "00_a.ipynb", "1")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "badge.svg").write_text("<svg/>", encoding="utf-8")
+    book = nbformat.read(path, 4)
+    book.cells[0].source += "\n\n[![A badge](../figures/badge.svg)](https://example.org)"
+    nbformat.write(book, path)
+    execute(path, tmp_path / "out", run)
+    page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
+    assert '<img alt="A badge" src="data:image/svg+xml;base64,PHN2Zy8+"' in page
+    assert "data:image" not in (tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8")
+
+
 def test_a_notebook_that_fails_is_kept_up_to_its_error_and_stops_the_course(run, tmp_path, capsys):
     first = notebook(tmp_path / "in" / "00_a.ipynb", "print('before')", "1 / 0")
     second = notebook(tmp_path / "in" / "01_b.ipynb", "print('never')")

@@ -98,7 +98,7 @@ FLOOR = {
     "sources": 1, "prompts": 1, "records": 1, "inspection": 1, "ledger": 1, "tokens": 1,
     "responses": 1, "keys": 1, "teacher": 1, "models": 1, "sandbox": 1,
     "seeds": 2, "bill": 2, "selfchat": 2, "batch": 2, "corpus": 2, "checks": 2, "lora": 2,
-    "chat": 2, "lean": 2, "presets": 2,
+    "chat": 2, "attention": 2, "lean": 2, "presets": 2,
     "batches": 2, "parallel": 2, "loss": 2, "runfile": 2,
     "train": 3, "evaluate": 3, "judge": 3, "ablation": 3, "refusals": 3,
     "planner": 4, "plots": 4, "page": 4, "demo": 4, "publish": 4,
