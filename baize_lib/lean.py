@@ -29,6 +29,8 @@ def lean(model: Any) -> Iterator[int]:
     """
     changed = []
     for module in model.modules():
+        if "forward" in vars(module):  # somebody else's, or made lean already
+            continue
         if lean_forward := _lean_forward(module, model.device.type):
             module.forward = functools.partial(lean_forward, module)
             changed.append(module)

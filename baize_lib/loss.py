@@ -21,7 +21,7 @@ from baize_lib.lean import lean
 from baize_lib.parallel import Team
 from baize_lib.tokens import IGNORED, Encoded
 
-__all__ = ["backward", "held_out_loss", "lanes"]
+__all__ = ["backward", "held_out_loss", "lanes", "lane_tokens"]
 
 
 def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
@@ -92,6 +92,13 @@ def lanes(model: Any, settings: Settings | None = None) -> int:
     if inner.device.type != "cpu" or getattr(inner, "is_quantized", False):
         return 1
     return 1 if settings and settings.dropout else min(4, torch.get_num_threads())
+
+
+def lane_tokens(micro_tokens: int, at_once: int) -> int:
+    """Padded tokens of a micro-batch when `at_once` of them share `micro_tokens`; at most 512, for
+    large ones leave a core's cache.
+    """
+    return micro_tokens if at_once == 1 else min(512, micro_tokens // at_once)
 
 
 def _side_by_side(
@@ -182,7 +189,8 @@ def held_out_loss(
 
     model.eval()
     with lean(model):
-        total = sum(_side_by_side(loss_of, team.batches(rows, micro_tokens // at_once), at_once))
+        batches = team.batches(rows, lane_tokens(micro_tokens, at_once))
+        total = sum(_side_by_side(loss_of, batches, at_once))
     model.train(was_training)
     device = model.get_output_embeddings().weight.device
     return team.total(total, device) / sum(row.num_labels for row in rows)

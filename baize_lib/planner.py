@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from baize_lib.batches import Settings, epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.lean import lean
-from baize_lib.loss import backward, lanes
+from baize_lib.loss import backward, lane_tokens, lanes
 from baize_lib.models import (
     BYTES_PER_WEIGHT,
     Base,
@@ -224,7 +224,7 @@ def measure(
             tokens, begun = 0, time.perf_counter()
             for number, step in enumerate(_endless(rows, settings)):
                 step_rows = [row for batch in step for row in batch]
-                batches = micro_batches(step_rows, settings.micro_tokens // at_once)
+                batches = micro_batches(step_rows, lane_tokens(settings.micro_tokens, at_once))
                 backward(model, batches, sum(row.num_labels for row in step_rows), at_once)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -39,7 +39,7 @@ from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, text_hash, write_atomic, write_jsonl
 from baize_lib.lean import lean
 from baize_lib.lora import detach
-from baize_lib.loss import backward, held_out_loss, lanes
+from baize_lib.loss import backward, held_out_loss, lane_tokens, lanes
 from baize_lib.models import Base, compute_precision, computing_in, load_base, quiet
 from baize_lib.parallel import Team, join, shard
 from baize_lib.records import read_dialogues
@@ -263,7 +263,7 @@ class _Run:
         torch.manual_seed((self.settings.seed * 1_000_003 + number) * team.size + team.rank)
         rows = [row for batch in batches for row in batch]
         num_labels = sum(row.num_labels for row in rows)
-        batches = team.batches(rows, self.settings.micro_tokens // self.lanes)
+        batches = team.batches(rows, lane_tokens(self.settings.micro_tokens, self.lanes))
         loss = backward(self.model, batches, num_labels, self.lanes)
         team.add_up([p.grad for p in self.weights])
         loss = team.total(loss, self.weights[0].device) / num_labels

@@ -184,6 +184,17 @@ def test_what_fails_in_one_of_the_lanes_is_raised_and_the_threads_are_given_back
     assert torch.get_num_threads() == threads
 
 
+def test_being_lean_twice_is_being_lean_once():
+    model = train.add_adapter(tiny_base(), FAST).train()
+    norm = model.get_base_model().model.norm
+    with lean(model):
+        ours = norm.forward
+        with lean(model) as changed:
+            assert changed == 0
+        assert norm.forward is ours
+    assert "forward" not in vars(norm)
+
+
 @pytest.mark.parametrize("length", [1, 128, 129, 300])
 def test_lean_blocks_equal_transformers_own_at_any_length(length):
     model = train.add_adapter(tiny_base(), FAST).train()

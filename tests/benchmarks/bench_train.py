@@ -34,7 +34,7 @@ from baize_lib.config import data_dir
 from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
 from baize_lib.lean import lean
-from baize_lib.loss import lanes
+from baize_lib.loss import lane_tokens, lanes
 from baize_lib.models import Base, computing_in, load_base, quiet
 from baize_lib.train import Encoded, Settings, add_adapter, backward, encode_all
 
@@ -72,7 +72,7 @@ def ours(base: Base, rows: list[Encoded]) -> Any:
         with lean(model):
             for step in epoch_steps(rows, SETTINGS, 0):
                 part = [row for batch in step for row in batch]
-                batches = micro_batches(part, SETTINGS.micro_tokens // at_once)
+                batches = micro_batches(part, lane_tokens(SETTINGS.micro_tokens, at_once))
                 backward(model, batches, sum(row.num_labels for row in part), at_once)
                 optimizer.step()
                 optimizer.zero_grad()
