@@ -30,7 +30,8 @@ class Settings:
     """How to train. The defaults suit the embedded model; `ARTICLE_SETTINGS` holds Baize's own.
 
     Attributes:
-        dropout: of LoRA's input; the article's 0.05 costs a fifth of the speed on a CPU.
+        dropout: of LoRA's input. On a CPU the article's 0.05 costs speed: masks to draw, and
+            one micro-batch at a time.
         targets: names of the linear layers that get an adapter, or "all-linear".
         batch_size: dialogues per optimiser step.
         compute: the precision of training's products: "float32", "bfloat16", or "auto": the base's

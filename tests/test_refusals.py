@@ -120,8 +120,8 @@ def test_the_ledger_is_the_ordinary_one_with_one_turn_a_seed(tmp_path):
     with StubServer(reply=strict) as stub:
         dialogues = asyncio.run(main(stub.url))
     rows = list(read_jsonl(tmp_path / "probe.jsonl"))
-    assert [d.id for d in dialogues] == sorted(UNSAFE.values())[:3]
-    assert {row["id"] for row in rows} == {d.id for d in dialogues}  # in the order they came back
+    assert [row["id"] for row in rows] == [d.id for d in dialogues]  # in the order they came back
+    assert {d.id for d in dialogues} == set(sorted(UNSAFE.values())[:3])
     assert all(row["cost_usd"] > 0 and len(row["messages"]) == 2 for row in rows)
 
 
