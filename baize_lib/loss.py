@@ -21,7 +21,7 @@ from baize_lib.lean import lean
 from baize_lib.parallel import Team
 from baize_lib.tokens import IGNORED, Encoded
 
-__all__ = ["backward", "held_out_loss", "lanes", "lane_tokens"]
+__all__ = ["backward", "held_out_loss", "lanes", "lane_tokens", "SLICE"]
 
 
 def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
@@ -58,9 +58,9 @@ def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float
     top = torch.full((count, 1), -math.inf, device=hidden.device)
     norm = torch.zeros_like(top)
     mean = torch.zeros(hidden.shape, device=hidden.device)  # of the head's rows, not yet / norm
-    narrow = hidden.new_empty(count * _SLICE)  # the same memory for each slice
+    narrow = hidden.new_empty(count * SLICE)  # the same memory for each slice
     wide = narrow if hidden.dtype == torch.float32 else narrow.float()
-    for rows in weight.split(_SLICE):
+    for rows in weight.split(SLICE):
         size = count, len(rows)
         logits, raised = narrow[: math.prod(size)].view(size), wide[: math.prod(size)].view(size)
         raised.copy_(torch.mm(hidden, rows.T, out=logits))
@@ -77,7 +77,7 @@ def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float
     return (norm.log() + top - logit).double().sum().item()
 
 
-_SLICE = 2048  # tokens of the vocabulary
+SLICE = 2048  # tokens of the vocabulary
 
 
 def lanes(model: Any, settings: Settings | None = None) -> int:

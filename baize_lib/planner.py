@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from baize_lib.batches import Settings, epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.lean import lean
-from baize_lib.loss import backward, lane_tokens, lanes
+from baize_lib.loss import SLICE, backward, lane_tokens, lanes
 from baize_lib.models import (
     BYTES_PER_WEIGHT,
     Base,
@@ -437,7 +437,7 @@ def _memory(
     full = 4 if "float32" in (precision, compute) else 2  # embeddings and head: never quantised
     weights = (shape.num_parameters - embeddings) * BYTES_PER_WEIGHT[precision] + embeddings * full
     copied = 2 * shape.num_parameters if (precision, compute) == ("float32", "bfloat16") else 0
-    slices = settings.micro_tokens * 4096  # of the vocabulary, one at a time
+    slices = settings.micro_tokens * SLICE  # of the vocabulary, one at a time
     return {
         "weights": weights / 1e9,
         **({"bfloat16 copy": copied / 1e9} if copied else {}),
