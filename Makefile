@@ -22,10 +22,10 @@ help:
 	@sed -n '2,8s/^# *//p' Makefile
 
 course: $(READY)
-	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course run
+	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course.runner run
 
 bonus: $(READY)
-	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course bonus
+	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course.runner bonus
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -39,11 +39,11 @@ lab: $(READY)
 	BAIZE_TIER=$(TIER) $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 render: $(READY)
-	@BAIZE_TIER=laptop $(BIN)/python -m baize_lib.course render
+	@BAIZE_TIER=laptop $(BIN)/python -m baize_lib.course.runner render
 
 demo: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
-	$(BIN)/python -m baize_lib.demo
+	$(BIN)/python -m baize_lib.chat.demo
 
 clean:
 	rm -rf $(VENV) runs/course runs/ci-notebooks .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -24,10 +24,28 @@ from typing import Any
 from baize_lib.config import BaizeError
 
 __all__ = [
-    "Message", "Dialogue", "Piece", "Transcript", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE",
-    "LANGUAGES", "check_language", "pieces", "render", "check_roles", "parse_transcript",
-    "to_chat", "from_chat", "to_sharegpt", "from_sharegpt", "to_baize_record", "from_baize_record",
-]  # fmt: skip
+    "Message",
+    "Dialogue",
+    "Piece",
+    "Transcript",
+    "HEADER",
+    "HUMAN_TAG",
+    "AI_TAG",
+    "TEMPLATE",
+    "LANGUAGES",
+    "check_language",
+    "pieces",
+    "render",
+    "check_roles",
+    "parse_transcript",
+    "to_chat",
+    "from_chat",
+    "to_sharegpt",
+    "from_sharegpt",
+    "to_baize_record",
+    "from_baize_record",
+]
+
 
 HUMAN_TAG, AI_TAG = "[|Human|]", "[|AI|]"
 HEADER = {

@@ -22,7 +22,13 @@ from typing import Any
 
 from baize_lib.config import BaizeError
 
-__all__ = ["write_atomic", "write_jsonl", "read_jsonl", "sha256_of", "text_hash"]
+__all__ = [
+    "write_atomic",
+    "write_jsonl",
+    "read_jsonl",
+    "sha256_of",
+    "text_hash",
+]
 
 
 def write_atomic(path: Path | str, data: str | bytes) -> None:

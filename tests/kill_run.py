@@ -16,13 +16,15 @@ from pathlib import Path
 from stub_server import StubServer
 
 from baize_lib.files import read_jsonl, text_hash
-from baize_lib.pricing import Budget, Price, Usage
-from baize_lib.selfchat import Settings, collect
-from baize_lib.sources import Seed
-from baize_lib.teacher import Teacher
+from baize_lib.seeds.seed import Seed
+from baize_lib.selfchat.collect import collect
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.prices import Price, Usage
 
 PRICE = Price("stub", 1.0, 2.0)
-SETTINGS = Settings(num_turns=3)
+SETTINGS = SelfChatSettings(num_turns=3)
 
 
 def question_of(body: dict) -> str:

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import FAST, TALKS, TOKENIZER, talk, tiny_base
 
-from baize_lib.ablation import held_out, usual_range
 from baize_lib.config import BaizeError
-from baize_lib.lora import attach, select
-from baize_lib.train import encode_all, fit, held_out_loss
+from baize_lib.evaluation.ablation import held_out, usual_range
+from baize_lib.training.batches import encode_all
+from baize_lib.training.fit import fit
+from baize_lib.training.lora import attach, select
+from baize_lib.training.loss import held_out_loss
 
 WITHOUT = replace(FAST, end_token=False)
 

@@ -8,16 +8,19 @@ import pytest
 from kill_run import seeds_of
 from stub_server import BAD_KEY, StubServer
 
-from baize_lib import batch as batch_room
-from baize_lib.batch import collect_batch, state_file
 from baize_lib.config import BaizeError
 from baize_lib.files import read_jsonl
-from baize_lib.pricing import Budget, Price, Usage
-from baize_lib.selfchat import Settings, bill_by_role_and_turn
-from baize_lib.teacher import KeyRejected, Teacher
+from baize_lib.selfchat import batch as batch_room
+from baize_lib.selfchat.batch import collect_batch, state_file
+from baize_lib.selfchat.bill import bill_by_role_and_turn
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.errors import KeyRejected
+from baize_lib.teacher.prices import Price, Usage
 
 PRICE = Price("stub", 1.0, 2.0, batch_factor=0.5)
-SETTINGS = Settings(strategy="transcript", num_turns=3)
+SETTINGS = SelfChatSettings(strategy="transcript", num_turns=3)
 
 
 @pytest.fixture
@@ -153,7 +156,7 @@ def test_a_long_list_goes_in_several_batches(stub, tmp_path, monkeypatch):
 def test_turns_need_answers_a_batch_does_not_have(stub, tmp_path):
     async def main():
         teacher = Teacher("stub", base_url=stub.url, api_key="k", price=PRICE)
-        await collect_batch(seeds_of(1), teacher, Settings(), tmp_path / "l.jsonl")
+        await collect_batch(seeds_of(1), teacher, SelfChatSettings(), tmp_path / "l.jsonl")
 
     with pytest.raises(BaizeError, match="follow-up"):
         asyncio.run(main())

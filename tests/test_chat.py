@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib import lora
-from baize_lib.chat import ChatModel, _Writer
+from baize_lib.chat.model import ChatModel, _Writer
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue, Message
-from baize_lib.models import load_base, quiet, student_dir
-from baize_lib.train import Settings, fit
+from baize_lib.models.base import load_base
+from baize_lib.models.weights import quiet, student_dir
+from baize_lib.training import lora
+from baize_lib.training.fit import fit
+from baize_lib.training.settings import TrainingSettings
 
 QUESTIONS = [
     [Message("user", "What is the capital of Tanzania?")],
@@ -90,7 +92,7 @@ def test_the_parts_of_a_stream_make_up_the_reply(chat):
 
 
 def test_the_cached_decoder_writes_what_the_whole_text_computed_anew_would(chat, base):
-    from baize_lib.tokens import prompt_ids
+    from baize_lib.training.tokens import prompt_ids
 
     said = chat.reply(QUESTIONS[0], **GREEDY).text
     ids = prompt_ids(QUESTIONS[0], base.tokenizer)
@@ -114,7 +116,7 @@ def test_a_model_is_asked_in_the_layout_its_adapter_was_trained_on(base, tmp_pat
 def test_all_cores_multiply_while_a_reply_is_written_and_only_then(base, adapters):
     import torch
 
-    from baize_lib.chat import _on_all_cores, _plain_layers
+    from baize_lib.chat.model import _on_all_cores, _plain_layers
 
     ChatModel(base, adapters)
     layers = _plain_layers(base.model)
@@ -160,7 +162,7 @@ def test_after_a_reply_the_base_is_itself_again(chat, base):
 def test_training_on_a_base_in_use_takes_the_adapters_off_and_they_come_back(chat, base, tmp_path):
     expected = chat.reply(QUESTIONS[1], "tuned", **GREEDY).text
     talk = Dialogue((Message("user", "a"), Message("assistant", "b")))
-    settings = Settings(num_epochs=1, rank=1, targets=("q_proj",))
+    settings = TrainingSettings(num_epochs=1, rank=1, targets=("q_proj",))
     fit(base, [talk, talk], [], tmp_path / "new", settings)
     assert chat.reply(QUESTIONS[1], "tuned", **GREEDY).text == expected
     assert ChatModel(base, {"new": tmp_path / "new"}).reply(QUESTIONS[1], "new", **GREEDY).text

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baize_lib.checks import CHECKS, check, check_errors, extract_code, load_labelled
 from baize_lib.config import data_dir
-from baize_lib.evaluate import load_prompts
+from baize_lib.evaluation.checks import CHECKS, check, check_errors, extract_code, load_labelled
+from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.files import read_jsonl
 
 PROMPTS = {prompt.id: prompt for prompt in load_prompts()}

@@ -10,35 +10,36 @@ import torch
 from stub_server import StubServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from baize_lib import corpus, prompts
-from baize_lib.batch import collect_batch
-from baize_lib.bill import forecast
-from baize_lib.chat import ChatModel
+from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
+from baize_lib.corpus import filters as corpus
+from baize_lib.corpus.defects import DEFECTS, count_defects, defects_for, not_chinese, personal_data
+from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
+from baize_lib.corpus.statistics import statistics
 from baize_lib.dialogue import HEADER, LANGUAGES, Message, check_language, parse_transcript
-from baize_lib.evaluate import ask, grade, health, load_prompts
+from baize_lib.evaluation.attempts import ask
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.evaluation.statistics import grade, health
 from baize_lib.files import read_jsonl
-from baize_lib.inspection import (
-    DEFECTS,
-    chinese_share,
-    count_defects,
-    defects_for,
-    not_chinese,
-    personal_data,
-    statistics,
-)
-from baize_lib.models import Base, student_dir
-from baize_lib.pricing import Price
-from baize_lib.records import Collected, read_dialogues, write_dialogues
-from baize_lib.seeds import Seed, clean, load_seeds, mix
-from baize_lib.selfchat import Settings, collect
-from baize_lib.similarity import jaccard, near_duplicates
-from baize_lib.teacher import Teacher, local_teacher
-from baize_lib.train import Settings as TrainSettings
-from baize_lib.train import fit, prompt_ids
+from baize_lib.models.base import Base
+from baize_lib.models.weights import student_dir
+from baize_lib.seeds.clean import clean, load_seeds, mix
+from baize_lib.seeds.seed import Seed
+from baize_lib.selfchat import prompts
+from baize_lib.selfchat.batch import collect_batch
+from baize_lib.selfchat.bill import forecast
+from baize_lib.selfchat.collect import collect
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.local import local_teacher
+from baize_lib.teacher.prices import Price
+from baize_lib.text import chinese_share, jaccard, near_duplicates
+from baize_lib.training.fit import fit
+from baize_lib.training.settings import TrainingSettings as TrainSettings
+from baize_lib.training.tokens import prompt_ids
 
 PRICE = Price("stub", 1.0, 2.0, batch_factor=0.5)
-CHINESE = Settings(language="zh", num_turns=2)
+CHINESE = SelfChatSettings(language="zh", num_turns=2)
 
 
 def talk(*said: str, **known) -> Collected:
@@ -116,7 +117,7 @@ def test_the_wide_question_mark_makes_no_new_question():
     "use",
     [
         check_language,
-        lambda language: Settings(language=language),
+        lambda language: SelfChatSettings(language=language),
         lambda language: clean([], language=language),
         lambda language: corpus.default_filters(language),
         lambda language: prompt_ids([Message("user", "Salut ?")], TOKENIZER, language),
@@ -257,7 +258,7 @@ def collected(stub, path, settings):
 @pytest.mark.parametrize("name", ["turns", "transcript", "batch"])
 def test_chinese_dialogues_are_collected_and_kept(stub, tmp_path, name):
     strategy = "turns" if name == "turns" else "transcript"
-    settings = Settings(strategy=strategy, language="zh", num_turns=2)
+    settings = SelfChatSettings(strategy=strategy, language="zh", num_turns=2)
     receipt = collected(stub, tmp_path / f"{name}.jsonl", settings)
     assert (receipt.ok, receipt.left) == (6, 0)
     dialogues = list(read_dialogues(tmp_path / f"{name}.jsonl"))
@@ -275,7 +276,7 @@ def test_chinese_dialogues_are_collected_and_kept(stub, tmp_path, name):
 def test_a_ledger_begun_in_one_language_is_not_continued_in_another(stub, tmp_path):
     collected(stub, tmp_path / "turns.jsonl", CHINESE)
     with pytest.raises(BaizeError, match="language"):
-        collected(stub, tmp_path / "turns.jsonl", Settings(num_turns=2))
+        collected(stub, tmp_path / "turns.jsonl", SelfChatSettings(num_turns=2))
 
 
 def test_a_forecast_counts_a_chinese_character_as_a_token():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from baize_lib.config import BaizeError, check_environment, current_tier, open_run
+from baize_lib.config import BaizeError, current_tier, open_run
+from baize_lib.course.environment import check_environment
 from baize_lib.files import read_jsonl, write_atomic, write_jsonl
 
 

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib import corpus, records
 from baize_lib.config import BaizeError
+from baize_lib.corpus import filters as corpus
+from baize_lib.corpus import formats as records
+from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
 from baize_lib.dialogue import Message
-from baize_lib.pricing import Price, Usage
-from baize_lib.records import Collected, read_dialogues, write_dialogues
-from baize_lib.similarity import near_duplicates
+from baize_lib.teacher.prices import Price, Usage
+from baize_lib.text import near_duplicates
 
 
 def talk(*said: str, **known) -> Collected:

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from baize_lib.config import BaizeError, current_tier, open_run
-from baize_lib.course import Executed, _run_all, execute, index_page, main, receipt
+from baize_lib.course.runner import Executed, _run_all, execute, index_page, main, receipt
 from baize_lib.files import write_atomic, write_jsonl
 
 

@@ -13,29 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_server import StubServer
 
-from baize_lib.chat import ChatModel
-from baize_lib.checks import CHECKS, Verdict, check
+from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.dialogue import from_chat
-from baize_lib.evaluate import (
-    ask,
-    ask_teacher,
-    first_attempts,
+from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts, read_attempts
+from baize_lib.evaluation.checks import CHECKS, Verdict, check
+from baize_lib.evaluation.prompts import load_prompts  # fmt: skip
+from baize_lib.evaluation.statistics import (
     grade,
     health,
     interval,
-    load_prompts,
-    read_attempts,
     refusal_table,
     repetition,
     score_table,
     verdict_table,
-)  # fmt: skip
+)
 from baize_lib.files import read_jsonl, sha256_of
-from baize_lib.models import load_base
-from baize_lib.pricing import Budget, BudgetExceeded, Price
-from baize_lib.similarity import jaccard, near_duplicates
-from baize_lib.teacher import Teacher
+from baize_lib.models.base import load_base
+from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.prices import Price
+from baize_lib.text import jaccard, near_duplicates
 
 PROMPTS = load_prompts(origin="article", language="en")
 
@@ -204,7 +202,8 @@ def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):
 WRITER = """
 import sys
 from dataclasses import dataclass
-from baize_lib.evaluate import ask, load_prompts
+from baize_lib.evaluation.attempts import ask
+from baize_lib.evaluation.prompts import load_prompts
 
 @dataclass
 class Said:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baize_lib.config import BaizeError
-from baize_lib.exercises import EXERCISES, check, verdict
+from baize_lib.course.exercises import EXERCISES, check_exercise, verdict
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob("[0-9]*.ipynb"))
 
@@ -24,7 +24,9 @@ def exercises(path):
     fold = r"<details><summary>Solution</summary>.*?```python\n(.*?)```\s*</details>"
     solutions = re.findall(fold, prose, flags=re.DOTALL)
     assert len(stubs) == len(solutions), path.name
-    names = [re.search(r'^check\("([\w-]+)", (\w+)\)', stub, re.MULTILINE) for stub in stubs]
+    names = [
+        re.search(r'^check_exercise\("([\w-]+)", (\w+)\)', stub, re.MULTILINE) for stub in stubs
+    ]
     return [(n[1], n[2], stub, code) for n, stub, code in zip(names, stubs, solutions, strict=True)]
 
 
@@ -40,7 +42,7 @@ def test_a_folded_solution_passes_its_own_check(notebook, name, function, stub, 
 
 @pytest.mark.parametrize(("notebook", "name", "function", "stub", "code"), EVERY)
 def test_an_untouched_stub_says_so(notebook, name, function, stub, code, capsys):
-    exec(stub, {"check": check})
+    exec(stub, {"check_exercise": check_exercise})
     assert capsys.readouterr().out == f"{name}: not attempted yet\n"
 
 

@@ -4,18 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baize_lib.corpus.defects import DEFECTS, count_defects, defects, other_language, personal_data
+from baize_lib.corpus.formats import Collected
+from baize_lib.corpus.statistics import beside_published, statistics
 from baize_lib.dialogue import Dialogue, Message
-from baize_lib.inspection import (
-    DEFECTS,
-    beside_published,
-    count_defects,
-    defects,
-    other_language,
-    personal_data,
-    statistics,
-    words,
-)
-from baize_lib.records import Collected
+from baize_lib.text import words
 
 
 def talk(*said: str, **known) -> Collected:

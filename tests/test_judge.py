@@ -7,18 +7,21 @@ import pytest
 from stub_server import StubServer
 
 from baize_lib.config import BaizeError
-from baize_lib.evaluate import Attempt, load_prompts
-from baize_lib.judge import (
+from baize_lib.evaluation.attempts import Attempt
+from baize_lib.evaluation.judge import (  # fmt: skip
     Pair,
     bias_table,
     compare,
-    forecast,
+    judge_forecast,
     labelled_pairs,
     pairs_of,
     score,
-)  # fmt: skip
-from baize_lib.pricing import Price
-from baize_lib.teacher import Teacher, TeacherError, local_teacher
+)
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.errors import TeacherError
+from baize_lib.teacher.local import local_teacher
+from baize_lib.teacher.prices import Price
 
 PAIRS = [Pair(f"p{i}", "Why?", f"short {i}", f"a longer answer {i}") for i in range(20)]
 PAIRS += [Pair(f"q{i}", "Why?", f"a longer answer {i}", f"short {i}") for i in range(20)]
@@ -99,8 +102,8 @@ def test_a_failing_judge_raises_what_went_wrong_itself():
 
 def test_the_forecast_prices_both_orders():
     teacher = Teacher("m", base_url="http://x", api_key="k", price=Price("m", 2.0, 4.0))
-    tokens, usd = forecast(teacher, PAIRS[:1])
-    twice, _ = forecast(teacher, PAIRS[:1] * 2)
+    tokens, usd = judge_forecast(teacher, PAIRS[:1])
+    twice, _ = judge_forecast(teacher, PAIRS[:1] * 2)
     assert twice == 2 * tokens and usd == pytest.approx(((tokens - 2) * 2 + 2 * 4) / 1e6)
 
 
@@ -125,7 +128,7 @@ def test_the_embedded_judge_is_not_told_from_chance_and_its_cost_was_foreseen():
 
     async def run():
         async with local_teacher() as teacher:
-            expected = forecast(teacher, pairs)
+            expected = judge_forecast(teacher, pairs)
             judgements = await compare(teacher, pairs)
             return expected, judgements, teacher.budget.spent_tokens
 

@@ -12,10 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib import ledger as ledger_room
 from baize_lib.config import BaizeError
 from baize_lib.files import read_jsonl
-from baize_lib.ledger import Ledger, check_settings, journal_file, read_settings, settings_file
+from baize_lib.teacher import ledger as ledger_room
+from baize_lib.teacher.ledger import (
+    Ledger,
+    check_settings,
+    journal_file,
+    read_settings,
+    settings_file,
+)
 
 
 def record(name, status="ok", attempt=1, **more):

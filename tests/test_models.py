@@ -6,9 +6,11 @@ import types
 
 import pytest
 
-from baize_lib import models
 from baize_lib.config import BaizeError
-from baize_lib.models import ARTICLE_SHAPES, Shape, embedded_model_file, load_base, student_dir
+from baize_lib.models import base as models
+from baize_lib.models.base import load_base
+from baize_lib.models.shapes import ARTICLE_SHAPES, Shape
+from baize_lib.models.weights import embedded_model_file, student_dir
 
 
 @pytest.fixture

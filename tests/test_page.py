@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib.checks import CHECKS, Verdict
-from baize_lib.evaluate import Attempt, Prompt, load_prompts
-from baize_lib.page import page
+from baize_lib.evaluation.attempts import Attempt
+from baize_lib.evaluation.checks import CHECKS, Verdict
+from baize_lib.evaluation.page import page
+from baize_lib.evaluation.prompts import Prompt, load_prompts
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from test_train import TALKS, TOKENIZER, tiny_base
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.models import load_base
-from baize_lib.parallel import Team, shard
-from baize_lib.records import write_dialogues
-from baize_lib.runfile import read_run_file
-from baize_lib.tokens import Encoded
-from baize_lib.train import main
+from baize_lib.corpus.formats import write_dialogues
+from baize_lib.models.base import load_base
+from baize_lib.training.fit import main
+from baize_lib.training.settings import read_run_file
+from baize_lib.training.several import Team, shard
+from baize_lib.training.tokens import Encoded
 
 # `--multi_gpu` is accelerate's word for several processes of one machine, processors included
 LAUNCH = [
@@ -63,7 +63,7 @@ def history(adapter):
 @pytest.mark.parametrize(("name", "sharded"), [("two", False), ("sharded", True)])
 def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, name, sharded):
     path = run_file(folder, name, shard=sharded)
-    command = [*LAUNCH, "-m", "baize_lib.train", str(path)]
+    command = [*LAUNCH, "-m", "baize_lib.training.fit", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out loss") == 1
@@ -77,8 +77,8 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, nam
 
 SHARDED = """
 from accelerate import PartialState
-from baize_lib.models import load_base
-from baize_lib.parallel import join, shard
+from baize_lib.models.base import load_base
+from baize_lib.training.several import join, shard
 team = join(in_step=True)
 base = load_base({base!r}, "float32", on_cpu=True)
 whole = sum(p.numel() for p in base.model.model.layers.parameters())

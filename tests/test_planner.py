@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_train import FAST, TALKS, TOKENIZER, tiny_base
 
-from baize_lib.batches import Settings, encode_all
 from baize_lib.config import TIERS, BaizeError
-from baize_lib.models import ALL_LINEAR, ARTICLE_TARGETS, Shape
-from baize_lib.planner import (
+from baize_lib.models.shapes import ALL_LINEAR, ARTICLE_TARGETS, Shape
+from baize_lib.training.batches import encode_all
+from baize_lib.training.planner import (
     ARTICLE_RUNS,
     DEVICES,
     Corpus,
@@ -20,7 +20,7 @@ from baize_lib.planner import (
     plan,
     this_machine,
 )
-from baize_lib.presets import PRESETS
+from baize_lib.training.settings import PRESETS, TrainingSettings
 
 SMALL = Shape(64, 128, 2, 4, 2, 100, tied=True)
 ROWS = encode_all(TALKS, TOKENIZER, FAST)[0]
@@ -44,7 +44,7 @@ def test_a_measured_share_of_the_peak_carries_over_to_another_size_on_the_same_d
     ratio = larger.num_parameters / SMALL.num_parameters
     found = plan(larger, Corpus(1, 100), "L4", measured=measured("L4"))
     assert found.tokens_per_second == pytest.approx(1000 / ratio)
-    checkpointed = Settings(gradient_checkpointing=True)
+    checkpointed = TrainingSettings(gradient_checkpointing=True)
     again = plan(SMALL, Corpus(1, 100), "L4", checkpointed, measured=measured("L4"))
     assert again.tokens_per_second == pytest.approx(1000 * 4 / 6)
 
@@ -128,11 +128,11 @@ def test_on_a_cpu_the_plan_counts_what_bfloat16_takes_and_saves(monkeypatch, the
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
     base, cpu = tiny_base(), Device("this CPU", 16, 0.2, 0, "measured", bfloat16=False)
-    memory = plan(base, Corpus(100, 200), cpu, Settings()).memory
-    exact = plan(base, Corpus(100, 200), cpu, Settings(compute="float32")).memory
+    memory = plan(base, Corpus(100, 200), cpu, TrainingSettings()).memory
+    exact = plan(base, Corpus(100, 200), cpu, TrainingSettings(compute="float32")).memory
     assert ("bfloat16 copy" in memory) == there
     assert memory["activations"] == exact["activations"] / (2 if there else 1)
-    card = plan(base, Corpus(100, 200), "L4", Settings()).memory
+    card = plan(base, Corpus(100, 200), "L4", TrainingSettings()).memory
     assert "bfloat16 copy" not in card
     assert card["activations"] < exact["activations"]
 
@@ -152,7 +152,7 @@ def test_every_device_names_its_source_and_where_its_rent_was_seen():
 
 def test_the_a100_tier_fits_the_card_it_is_named_after():
     tier = TIERS["a100"]
-    settings = Settings(
+    settings = TrainingSettings(
         rank=tier.rank, micro_tokens=tier.micro_tokens, targets=ARTICLE_TARGETS, dropout=0.05
     )
     needed = plan(PRESETS["7B"].shape, Corpus(1, 1), "A100-80", settings)

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from baize_lib.batches import Settings, encode_all, micro_batches
-from baize_lib.loss import backward, held_out_loss
-from baize_lib.models import load_base
-from baize_lib.records import read_sample
-from baize_lib.train import add_adapter
+from baize_lib.corpus.formats import read_sample
+from baize_lib.models.base import load_base
+from baize_lib.training.batches import encode_all, micro_batches
+from baize_lib.training.fit import add_adapter
+from baize_lib.training.loss import backward, held_out_loss
+from baize_lib.training.settings import TrainingSettings
 
 pytest.importorskip("bitsandbytes")
-SETTINGS = Settings(targets=("q_proj", "down_proj"))
+SETTINGS = TrainingSettings(targets=("q_proj", "down_proj"))
 SAMPLE = read_sample()[:2]
 
 

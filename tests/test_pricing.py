@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baize_lib.config import BaizeError
-from baize_lib.pricing import (
+from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.meter import CostMeter
+from baize_lib.teacher.prices import (
     FREE,
     SHADOW_TEACHERS,
-    Budget,
-    BudgetExceeded,
-    CostMeter,
     Price,
     UnknownPrice,
     Usage,

@@ -5,9 +5,9 @@ import torch
 from test_train import FAST, TALKS, fit, replace, tiny_base
 from transformers import AutoModelForCausalLM
 
+from baize_lib.chat.share import merge, model_card, push
 from baize_lib.config import BaizeError
-from baize_lib.publish import merge, model_card, push
-from baize_lib.train import encode_all
+from baize_lib.training.batches import encode_all
 
 
 @pytest.fixture(scope="module")

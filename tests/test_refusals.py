@@ -10,19 +10,20 @@ import pytest
 from stub_server import StubServer
 
 from baize_lib.config import BaizeError
-from baize_lib.files import read_jsonl
-from baize_lib.pricing import Budget, Price
-from baize_lib.prompts import GUARDRAIL
-from baize_lib.refusals import (
+from baize_lib.evaluation.refusals import (  # fmt: skip
     answers,
     ask_guarded,
     declines,
     read_refusals,
     refusal_lesson,
-)  # fmt: skip
-from baize_lib.seeds import load_seeds
-from baize_lib.similarity import jaccard
-from baize_lib.teacher import Teacher
+)
+from baize_lib.files import read_jsonl
+from baize_lib.seeds.clean import load_seeds
+from baize_lib.selfchat.prompts import GUARDRAIL
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.prices import Price
+from baize_lib.text import jaccard
 
 UNSAFE = {seed.text: seed.id for seed in load_seeds("unsafe")}
 HARMLESS = {seed.text: seed.id for seed in load_seeds("harmless")}

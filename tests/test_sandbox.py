@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from baize_lib.config import BaizeError
-from baize_lib.sandbox import Limits, run_code
+from baize_lib.evaluation.sandbox import Limits, run_code
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's guards are Linux's")
 # Either layer must hold by itself: the kernel's guards without the hook, the hook without them.
@@ -113,7 +113,7 @@ def test_what_a_program_leaves_running_is_killed_with_it(tmp_path):
     # The sandbox forbids children; the killing of the group is tried on one that has some.
     import subprocess
 
-    from baize_lib.sandbox import _kill_group
+    from baize_lib.evaluation.sandbox import _kill_group
 
     nest = "import subprocess, sys; c = subprocess.Popen(['sleep', '60']); print(c.pid, flush=True)"
     process = subprocess.Popen(

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from baize_lib import sources
 from baize_lib.config import BaizeError
-from baize_lib.seeds import BUILT_IN, RULES, Seed, Tally, clean, iter_seeds, load_seeds, mix
-from baize_lib.similarity import jaccard, near_duplicates
+from baize_lib.seeds import readers as sources
+from baize_lib.seeds.clean import RULES, clean, iter_seeds, load_seeds, mix
+from baize_lib.seeds.seed import BUILT_IN, Seed, Tally
+from baize_lib.text import jaccard, near_duplicates
 
 MEDQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "medquad"
 

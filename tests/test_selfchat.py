@@ -13,18 +13,25 @@ import pytest
 from kill_run import PRICE, question_of, seeds_of
 from stub_server import BAD_KEY, StubServer
 
-from baize_lib import prompts, selfchat
 from baize_lib.config import BaizeError
 from baize_lib.files import read_jsonl
-from baize_lib.ledger import journal_file
-from baize_lib.pricing import FREE, Budget, CostMeter, Usage
-from baize_lib.selfchat import Settings, bill_by_role_and_turn, collect, forecast, self_chat
-from baize_lib.sources import Seed
-from baize_lib.teacher import KeyRejected, Teacher, local_teacher
+from baize_lib.seeds.seed import Seed
+from baize_lib.selfchat import collect as selfchat
+from baize_lib.selfchat import prompts
+from baize_lib.selfchat.bill import bill_by_role_and_turn, forecast
+from baize_lib.selfchat.collect import collect, self_chat
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.errors import KeyRejected
+from baize_lib.teacher.ledger import journal_file
+from baize_lib.teacher.local import local_teacher
+from baize_lib.teacher.meter import CostMeter
+from baize_lib.teacher.prices import FREE, Usage
 
 ROOT = Path(__file__).parent.parent
 SEED = Seed("s-1", "How do bees make honey?", "tests")
-TWO_TURNS = Settings(num_turns=2)
+TWO_TURNS = SelfChatSettings(num_turns=2)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def is_question(body):
 
 class TestTurns:
     def test_the_seed_comes_first_and_the_roles_alternate(self, stub):
-        line = one(stub, Settings(num_turns=3))
+        line = one(stub, SelfChatSettings(num_turns=3))
         assert line["messages"][0] == {"role": "user", "content": SEED.text}
         assert [m["role"] for m in line["messages"]] == ["user", "assistant"] * 3
         assert (line["status"], line["finish_reasons"]) == ("ok", ["stop"] * 3)
@@ -111,13 +118,13 @@ class TestTurns:
     @pytest.mark.parametrize("said", ["END", " end.\n", '"END"'])
     def test_it_ends_early_when_the_human_has_no_more_questions(self, stub, said):
         stub.reply = lambda body: said if is_question(body) else "It is so."
-        line = one(stub, Settings(num_turns=5))
+        line = one(stub, SelfChatSettings(num_turns=5))
         assert (line["status"], line["ended"]) == ("ok", "no more questions")
         assert len(line["messages"]) == 2
 
     def test_a_question_asked_before_is_not_asked_again(self, stub):
         stub.reply = lambda body: "How do the bees make honey?" if is_question(body) else "So."
-        line = one(stub, Settings(num_turns=3))
+        line = one(stub, SelfChatSettings(num_turns=3))
         assert line["ended"] == "no more questions"
         assert [c["role"] for c in line["calls"]] == ["assistant"] + ["user"] * 4
         heat = [body["temperature"] for body in asked(stub)[1:]]
@@ -138,18 +145,22 @@ class TestTurns:
         assert line["cost_usd"] > 0
 
     def test_the_domain_follows_the_seed_and_the_guardrail_is_told(self, stub):
-        one(stub, Settings(num_turns=1, guardrail=True), Seed("m", "What is flu?", "medquad"))
+        one(
+            stub,
+            SelfChatSettings(num_turns=1, guardrail=True),
+            Seed("m", "What is flu?", "medquad"),
+        )
         system = asked(stub)[0]["messages"][0]["content"]
         assert system.startswith(prompts.DOMAINS["medical"]["en"])
         assert "unlawful" in system
-        one(stub, Settings(num_turns=1, system="Be a pirate."))
+        one(stub, SelfChatSettings(num_turns=1, system="Be a pirate."))
         assert asked(stub)[1]["messages"][0]["content"] == "Be a pirate."
 
     def test_chinese_prompts(self, stub):
         stub.reply = lambda body: (
             "END" if "质数" in str(body["messages"][:-1]) else "蜂蜜来自花蜜。"
         )
-        line = one(stub, Settings(language="zh"), Seed("z", "蜜蜂怎样酿蜜？", "tests"))
+        line = one(stub, SelfChatSettings(language="zh"), Seed("z", "蜜蜂怎样酿蜜？", "tests"))
         answer, question = asked(stub)
         assert answer["messages"][0]["content"] == prompts.DOMAINS["general"]["zh"]
         assert question["messages"][-1]["content"].startswith("人类：蜜蜂怎样酿蜜？\n助手：")
@@ -167,7 +178,7 @@ class TestTurns:
     def test_the_embedded_teacher_talks_to_itself(self):
         async def main():
             async with local_teacher() as teacher:
-                return await self_chat(SEED, teacher, Settings(num_turns=2, max_tokens=24))
+                return await self_chat(SEED, teacher, SelfChatSettings(num_turns=2, max_tokens=24))
 
         line = asyncio.run(main())
         assert line["status"] == "ok"
@@ -177,7 +188,7 @@ class TestTurns:
 
 
 class TestTranscript:
-    SETTINGS = Settings(strategy="transcript")
+    SETTINGS = SelfChatSettings(strategy="transcript")
 
     def test_one_call_gives_a_whole_dialogue(self, stub):
         stub.reply = lambda body: "[Human] Why?\n[AI] So.\n[Human] And then?\n[AI] No more."
@@ -215,8 +226,8 @@ class TestResume:
     @pytest.mark.parametrize(
         ("changed", "named"),
         [
-            ({"settings": Settings(strategy="transcript")}, '"turns" -> "transcript"'),
-            ({"settings": Settings(num_turns=5)}, "num_turns: 2 -> 5"),
+            ({"settings": SelfChatSettings(strategy="transcript")}, '"turns" -> "transcript"'),
+            ({"settings": SelfChatSettings(num_turns=5)}, "num_turns: 2 -> 5"),
             ({"seeds": seeds_of(6)[1:]}, "num_seeds: 6 -> 5"),
             ({"seeds": [Seed(s.id, s.text + "!", "") for s in seeds_of(6)]}, "seeds: "),
         ],
@@ -418,7 +429,7 @@ def test_kill_9_loses_nothing_doubles_nothing_and_pays_at_most_the_calls_in_flig
 class TestCosts:
     def test_the_forecast_counts_the_calls_and_is_near_the_bill(self, stub, tmp_path):
         stub.reply = lambda body: question_of(body) + " word" * (0 if is_question(body) else 60)
-        settings = Settings(num_turns=3, max_tokens=120)
+        settings = SelfChatSettings(num_turns=3, max_tokens=120)
         expected = forecast(seeds_of(6), PRICE, settings)
         receipt = run(stub, tmp_path / "l.jsonl", 6, settings)
         assert expected.calls == receipt.calls == 6 * 5
@@ -426,7 +437,7 @@ class TestCosts:
         assert "70% of max_tokens" in str(expected)
 
     def test_the_bill_adds_up_and_its_input_grows_with_history(self, stub, tmp_path):
-        run(stub, tmp_path / "l.jsonl", 5, Settings(num_turns=3))
+        run(stub, tmp_path / "l.jsonl", 5, SelfChatSettings(num_turns=3))
         rows = bill_by_role_and_turn(tmp_path / "l.jsonl")
         assert sum(row["input"] for row in rows) == stub.input
         assert sum(row["calls"] for row in rows) == stub.answered
@@ -438,7 +449,7 @@ class TestCosts:
 
     def test_a_transcript_is_one_row_of_the_bill(self, stub, tmp_path):
         stub.reply = lambda body: "[Human] Why?\n[AI] So."
-        run(stub, tmp_path / "l.jsonl", 5, Settings(strategy="transcript"))
+        run(stub, tmp_path / "l.jsonl", 5, SelfChatSettings(strategy="transcript"))
         [row] = bill_by_role_and_turn(tmp_path / "l.jsonl")
         assert (row["role"], row["calls"], row["input"]) == ("transcript", 5, stub.input)
 
@@ -455,7 +466,7 @@ class TestCosts:
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(BaizeError, match=next(iter(wrong))):
-        Settings(**wrong)
+        SelfChatSettings(**wrong)
 
 
 @pytest.mark.parametrize(

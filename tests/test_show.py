@@ -5,9 +5,9 @@ import io
 import pytest
 from PIL import Image
 
-from baize_lib import plots
+from baize_lib.course import plots
+from baize_lib.course.show import bubbles, side_by_side, table, verdicts
 from baize_lib.dialogue import Message
-from baize_lib.show import bubbles, side_by_side, table, verdicts
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 

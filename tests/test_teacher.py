@@ -20,20 +20,19 @@ from hypothesis import strategies as st
 from stub_server import StubServer
 
 from baize_lib.config import BaizeError, current_tier
-from baize_lib.pricing import Budget, BudgetExceeded, Price, UnknownPrice, Usage
-from baize_lib.responses import LONGEST_WAIT, read_answer, read_refusal
-from baize_lib.teacher import (
+from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.client import Teacher, _Places, token_bound
+from baize_lib.teacher.errors import (
+    LONGEST_WAIT,
     KeyRejected,
     RunStopped,
-    Secret,
-    Teacher,
     TeacherError,
-    _Places,
-    find_key,
-    local_teacher,
-    teacher_for,
-    token_bound,
+    read_answer,
+    read_refusal,
 )
+from baize_lib.teacher.keys import Secret, find_key
+from baize_lib.teacher.local import local_teacher, teacher_for
+from baize_lib.teacher.prices import Price, UnknownPrice, Usage
 
 PRICE = Price("stub", 1.0, 2.0)
 HELLO = [{"role": "user", "content": "Hello there, what is LoRA?"}]
@@ -202,8 +201,8 @@ def test_retry_after_holds_back_every_call(stub, monkeypatch):
         await real(min(seconds, 0.01))
 
     clock = iter(range(10**6))
-    monkeypatch.setattr("baize_lib.teacher.asyncio.sleep", sleep)
-    monkeypatch.setattr("baize_lib.teacher.time.monotonic", lambda: next(clock) / 50)
+    monkeypatch.setattr("baize_lib.teacher.client.asyncio.sleep", sleep)
+    monkeypatch.setattr("baize_lib.teacher.client.time.monotonic", lambda: next(clock) / 50)
     stub.script("429 retry-after=2")
     ask(teacher_at(stub), num_calls=2)
     assert sum(slept) >= 3.5  # the refused call waits 2 s by itself; the other was held back too

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -74,36 +72,6 @@ def test_continuous_integration_calls_make_test():
     steps = workflow["jobs"]["test"]["steps"]
     assert any(step.get("run", "").startswith("make test") for step in steps)
     assert "\nmake test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("room", sorted(p.stem for p in (ROOT / "baize_lib").glob("[a-z]*.py")))
-def test_a_room_imports_nothing_heavy_and_only_from_the_floors_below(room):
-    code = (
-        f"import sys, baize_lib.{room}\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])\n"
-        "print(sorted(m.split('.')[1] for m in sys.modules if m.startswith('baize_lib.')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded, rooms = done.stdout.splitlines()
-    assert loaded == "[]"
-    above = [name for name in json.loads(rooms.replace("'", '"')) if FLOOR[name] > FLOOR[room]]
-    assert above == []
-
-
-HEAVY = (
-    "torch", "transformers", "peft", "datasets", "gradio", "pandas", "matplotlib", "openai",
-)  # fmt: skip
-FLOOR = {
-    "config": 0, "files": 0, "dialogue": 0, "pricing": 0, "budget": 0, "similarity": 0,
-    "sources": 1, "prompts": 1, "records": 1, "inspection": 1, "ledger": 1, "tokens": 1,
-    "responses": 1, "keys": 1, "teacher": 1, "models": 1, "sandbox": 1,
-    "seeds": 2, "bill": 2, "selfchat": 2, "batch": 2, "corpus": 2, "checks": 2, "lora": 2,
-    "chat": 2, "attention": 2, "lean": 2, "presets": 2,
-    "batches": 2, "parallel": 2, "loss": 2, "runfile": 2,
-    "train": 3, "evaluate": 3, "judge": 3, "ablation": 3, "refusals": 3,
-    "planner": 4, "plots": 4, "page": 4, "demo": 4, "publish": 4,
-    "exercises": 5, "show": 5, "course": 5,
-}  # fmt: skip
 
 
 def cells(path, kind):

@@ -15,17 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from baize_lib import train
-from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
-from baize_lib.lean import lean
-from baize_lib.models import Base, compute_precision, computing_in, student_dir
-from baize_lib.tokens import IGNORED
-from baize_lib.train import Settings, encode, encode_all, fit, held_out_loss, prompt_ids
+from baize_lib.models.base import Base, compute_precision, computing_in
+from baize_lib.models.weights import student_dir
+from baize_lib.training import fit as train
+from baize_lib.training.batches import encode_all, epoch_steps, micro_batches
+from baize_lib.training.fast_cpu import lean
+from baize_lib.training.fit import fit
+from baize_lib.training.loss import held_out_loss
+from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.tokens import IGNORED, encode, prompt_ids
 
 TOKENIZER = AutoTokenizer.from_pretrained(student_dir())
-FAST = Settings(
+FAST = TrainingSettings(
     dropout=0, batch_size=4, lr=5e-3, num_epochs=1, checkpoint_every=0, compute="float32"
 )  # fmt: skip
 

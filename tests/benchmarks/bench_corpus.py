@@ -15,9 +15,11 @@ import time
 from itertools import accumulate
 from pathlib import Path
 
-from baize_lib.corpus import apply_filters, export, leakage
-from baize_lib.inspection import count_defects, statistics
-from baize_lib.records import read_dialogues
+from baize_lib.corpus.defects import count_defects
+from baize_lib.corpus.filters import apply_filters
+from baize_lib.corpus.formats import read_dialogues
+from baize_lib.corpus.split import export, leakage
+from baize_lib.corpus.statistics import statistics
 
 TURNS, VOCABULARY = 3, 30_000
 

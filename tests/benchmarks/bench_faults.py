@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from stub_server import StubServer
 from test_selfchat import FAULTS, PRICE, rows_of, run, teacher_of
 
-from baize_lib.pricing import Budget, Usage
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.prices import Usage
 
 
 def try_fault(fault: str) -> tuple[int, int, float, float, float]:

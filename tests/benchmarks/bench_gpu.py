@@ -16,14 +16,17 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from baize_lib.batches import Settings, epoch_steps
-from baize_lib.lean import lean
-from baize_lib.loss import backward
-from baize_lib.models import ALL_LINEAR, ARTICLE_SHAPES, ARTICLE_TARGETS, Base, Shape, quiet
-from baize_lib.planner import this_machine
-from baize_lib.records import read_sample
-from baize_lib.tokens import IGNORED, Encoded
-from baize_lib.train import add_adapter
+from baize_lib.corpus.formats import read_sample
+from baize_lib.models.base import Base
+from baize_lib.models.shapes import ALL_LINEAR, ARTICLE_SHAPES, ARTICLE_TARGETS, Shape
+from baize_lib.models.weights import quiet
+from baize_lib.training.batches import epoch_steps
+from baize_lib.training.fast_cpu import lean
+from baize_lib.training.fit import add_adapter
+from baize_lib.training.loss import backward
+from baize_lib.training.planner import this_machine
+from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.tokens import IGNORED, Encoded
 
 SHAPES = ARTICLE_SHAPES | {"tiny": Shape(64, 128, 2, 4, 4, 1000)}
 RUNS = [  # shape, precision, targets, activations computed again, micro-tokens
@@ -94,7 +97,9 @@ def random_rows(num: int, vocabulary: int) -> list[Encoded]:
     return rows
 
 
-def measured(name: str, precision: str, settings: Settings, device: str, num: int) -> list[Any]:
+def measured(
+    name: str, precision: str, settings: TrainingSettings, device: str, num: int
+) -> list[Any]:
     import torch
 
     shape = SHAPES[name]
@@ -148,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
         called = "float32" if (options.device, precision) == ("cpu", "bfloat16") else precision
         if machine:
             settings = replace(
-                Settings(), targets=targets, batch_size=64 if name != "tiny" else 8,
+                TrainingSettings(), targets=targets, batch_size=64 if name != "tiny" else 8,
                 micro_tokens=micro_tokens, gradient_checkpointing=again,
             )  # fmt: skip
             if options.device == "cuda":

@@ -60,7 +60,8 @@ def make_dialogues(num: int) -> list[str]:
 
 
 def stream_posts(path: Path) -> str:
-    from baize_lib.seeds import Tally, iter_seeds
+    from baize_lib.seeds.clean import iter_seeds
+    from baize_lib.seeds.seed import Tally
 
     tally = Tally()
     kept = sum(1 for _ in iter_seeds(path, tally=tally))
@@ -68,13 +69,13 @@ def stream_posts(path: Path) -> str:
 
 
 def load_posts(path: Path) -> str:
-    from baize_lib.seeds import load_seeds
+    from baize_lib.seeds.clean import load_seeds
 
     return f"{len(load_seeds(path)):,} questions in a list"
 
 
 def find_duplicates(dialogues: list[str]) -> str:
-    from baize_lib.similarity import near_duplicates
+    from baize_lib.text import near_duplicates
 
     groups = near_duplicates(dialogues)
     return f"{sum(len(group) - 1 for group in groups):,} near-duplicates of {len(groups):,}"

@@ -21,11 +21,13 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from kill_run import PRICE, kill_run, seeds_of  # noqa: E402
 
-from baize_lib.pricing import Budget, CostMeter  # noqa: E402
-from baize_lib.selfchat import Settings, collect  # noqa: E402
-from baize_lib.teacher import Teacher  # noqa: E402
+from baize_lib.selfchat.collect import collect  # noqa: E402
+from baize_lib.selfchat.prompts import SelfChatSettings  # noqa: E402
+from baize_lib.teacher.budget import Budget  # noqa: E402
+from baize_lib.teacher.client import Teacher  # noqa: E402
+from baize_lib.teacher.meter import CostMeter  # noqa: E402
 
-SETTINGS = Settings(strategy="transcript")
+SETTINGS = SelfChatSettings(strategy="transcript")
 
 
 def peak_megabytes() -> float:

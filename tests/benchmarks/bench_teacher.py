@@ -21,8 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from baize_lib.pricing import Budget, Price  # noqa: E402
-from baize_lib.teacher import Teacher  # noqa: E402
+from baize_lib.teacher.budget import Budget  # noqa: E402
+from baize_lib.teacher.client import Teacher  # noqa: E402
+from baize_lib.teacher.prices import Price  # noqa: E402
 
 PRICE = Price("stub", 0.1, 0.4)
 HISTORY = [

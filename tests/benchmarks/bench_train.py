@@ -29,16 +29,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baize_lib.batches import epoch_steps, micro_batches
 from baize_lib.config import data_dir
 from baize_lib.dialogue import from_chat
 from baize_lib.files import read_jsonl
-from baize_lib.lean import lean
-from baize_lib.loss import lane_tokens, lanes
-from baize_lib.models import Base, computing_in, load_base, quiet
-from baize_lib.train import Encoded, Settings, add_adapter, backward, encode_all
+from baize_lib.models.base import Base, computing_in, load_base
+from baize_lib.models.weights import quiet
+from baize_lib.training.batches import encode_all, epoch_steps, micro_batches
+from baize_lib.training.fast_cpu import lean
+from baize_lib.training.fit import add_adapter
+from baize_lib.training.loss import backward, lane_tokens, lanes
+from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.tokens import Encoded
 
-SETTINGS = Settings(rank=8, num_epochs=1)
+SETTINGS = TrainingSettings(rank=8, num_epochs=1)
 
 
 def timed(work: Any) -> tuple[float, float]:
@@ -108,7 +111,7 @@ def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from baize_lib.models import ALL_LINEAR
+    from baize_lib.models.shapes import ALL_LINEAR
 
     data = Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
     config = SFTConfig(

@@ -1,0 +1,53 @@
+"""evaluation.prompts: moved."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from baize_lib.config import data_dir
+from baize_lib.files import read_jsonl, text_hash
+
+__all__ = [
+    "Prompt",
+    "load_prompts",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, or several asked in turn, and how to judge the answers.
+
+    Attributes:
+        category: which check applies, a key of `checks.CHECKS`.
+        origin: "article", or "course" for the siblings we wrote around it.
+        good: what a good answer contains; `why`: what the prompt is meant to show.
+        article: the article's verdicts, `{model: {"verdict", "said"}}`.
+        twin: for an unsafe request its harmless look-alike, and the other way round.
+    """
+
+    id: str
+    category: str
+    language: str
+    origin: str
+    turns: tuple[str, ...]
+    good: str
+    why: str
+    check: Mapping[str, Any] = field(repr=False)
+    article: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    twin: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Names the words asked: change them, and earlier answers no longer count."""
+        return text_hash(json.dumps(self.turns, ensure_ascii=False))
+
+
+def load_prompts(
+    *, category: str | None = None, language: str | None = None, origin: str | None = None
+) -> list[Prompt]:
+    """The prompts of `data/evaluation/`, all of them or those that match."""
+    rows = read_jsonl(data_dir() / "evaluation" / "prompts.jsonl")
+    prompts = [Prompt(**{**row, "turns": tuple(row["turns"])}) for row in rows]
+    wanted = {"category": category, "language": language, "origin": origin}
+    return [p for p in prompts if all(v in (None, getattr(p, k)) for k, v in wanted.items())]

@@ -1,0 +1,172 @@
+"""A cap that holds: money is reserved before a call is made and settled when its bill is known.
+
+The original counted tokens after spending them, one cap per process. Here a call first *reserves*
+the most it could cost; spent plus reserved never passes the cap, however many calls are in flight.
+Amounts are kept as whole picodollars, so sums are exact and a budget rebuilt from the ledger equals
+the one that wrote it.
+
+>>> budget = Budget(usd=0.01)
+>>> held = budget.reserve(usd=0.0016, tokens=800)
+>>> budget.settle(held, usd=0.000896, tokens=448)
+>>> budget
+Budget($0.0008960 spent, $0 reserved, cap $0.01000)
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baize_lib.config import BaizeError
+
+__all__ = [
+    "Budget",
+    "BudgetExceeded",
+    "Reservation",
+    "money",
+]
+
+
+PICO = 10**12  # picodollars in a dollar
+
+
+class BudgetExceeded(BaizeError):  # noqa: N818
+    """The next call could pass the cap. `final` is False while calls in flight may free money."""
+
+    def __init__(self, text: str, final: bool) -> None:
+        super().__init__(text)
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money and tokens held for one call."""
+
+    number: int
+    picodollars: int
+    tokens: int
+
+
+class Budget:
+    """A cap on dollars, on tokens or on both; None means no cap. Safe to share between threads.
+
+    `spent_usd` includes `uncertain_usd`: calls that failed but may have been billed are counted at
+    the most they could have cost.
+    """
+
+    def __init__(self, usd: float | None = None, tokens: int | None = None) -> None:
+        for name, cap in (("usd", usd), ("tokens", tokens)):
+            if cap is not None and not (cap >= 0 and math.isfinite(cap)):
+                raise BaizeError(f"budget {name}={cap!r}: use a number of at least 0, or None")
+        self.usd, self.tokens = usd, tokens
+        self._cap = None if usd is None else int(usd * PICO)
+        self._open: dict[int, Reservation] = {}
+        self._made = self._spent = self._uncertain = self._reserved = 0
+        self.spent_tokens = self.reserved_tokens = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, usd: float, tokens: int) -> Reservation:
+        """Hold the most a call could cost, before it is made.
+
+        Raises:
+            BudgetExceeded: it does not fit beside what is spent and reserved; nothing is held.
+        """
+        pico = math.ceil(usd * PICO)
+        with self._lock:
+            self._check(pico, tokens)
+            self._made += 1
+            held = Reservation(self._made, pico, tokens)
+            self._open[held.number] = held
+            self._reserved += pico
+            self.reserved_tokens += tokens
+        return held
+
+    def _check(self, pico: int, tokens: int) -> None:
+        for unit, cap, spent, held, need in (
+            ("USD", self._cap, self._spent, self._reserved, pico),
+            ("tokens", self.tokens, self.spent_tokens, self.reserved_tokens, tokens),
+        ):
+            if cap is not None and spent + held + need > cap:
+                show = _usd_text if unit == "USD" else "{:,} tokens".format
+                raise BudgetExceeded(
+                    f"the budget of {show(cap)} does not allow a call of up to {show(need)}: "
+                    f"{show(spent)} spent, {show(held)} reserved by calls in flight. What is "
+                    "collected is kept; raise the budget and run again to go on",
+                    final=spent + need > cap,
+                )
+
+    def settle(
+        self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
+    ) -> None:
+        """Replace a reservation by what the call cost; `uncertain` marks a bill nobody has seen.
+
+        A bill above the reservation is recorded as it is: the truth before the cap.
+        """
+        pico = round(usd * PICO)
+        with self._lock:
+            self._close(held)
+            self._spent += pico
+            self._uncertain += pico if uncertain else 0
+            self.spent_tokens += tokens
+
+    def release(self, held: Reservation) -> None:
+        """Give back a reservation whose call was certainly not billed."""
+        with self._lock:
+            self._close(held)
+
+    def _close(self, held: Reservation) -> None:
+        if self._open.pop(held.number, None) is None:
+            raise BaizeError(f"reservation {held.number} was settled before: settle each one once")
+        self._reserved -= held.picodollars
+        self.reserved_tokens -= held.tokens
+
+    def replay(self, records: Iterable[Mapping[str, Any]]) -> "Budget":
+        """Count what ledger lines say was spent; returns the budget itself.
+
+        A line's `cost_usd` and `usage` are certain; `uncertain_usd` and `uncertain_tokens`, where
+        present, are failed calls that may have been billed.
+        """
+        for record in records:
+            usage = record.get("usage") or {}
+            uncertain = round((record.get("uncertain_usd") or 0) * PICO)
+            tokens = (usage.get("input") or 0) + (usage.get("output") or 0)
+            with self._lock:
+                self._spent += round((record.get("cost_usd") or 0) * PICO) + uncertain
+                self._uncertain += uncertain
+                self.spent_tokens += tokens + (record.get("uncertain_tokens") or 0)
+        return self
+
+    @property
+    def spent_usd(self) -> float:
+        return self._spent / PICO
+
+    @property
+    def uncertain_usd(self) -> float:
+        return self._uncertain / PICO
+
+    @property
+    def reserved_usd(self) -> float:
+        return self._reserved / PICO
+
+    @property
+    def left_usd(self) -> float:
+        """USD neither spent nor reserved; infinite without a cap."""
+        return math.inf if self._cap is None else (self._cap - self._spent - self._reserved) / PICO
+
+    def __repr__(self) -> str:
+        cap = "no cap" if self._cap is None else f"cap {_usd_text(self._cap)}"
+        return (
+            f"Budget({_usd_text(self._spent)} spent, {_usd_text(self._reserved)} reserved, {cap})"
+        )
+
+
+def _usd_text(pico: int) -> str:
+    return money(pico / PICO)
+
+
+def money(usd: float) -> str:
+    """Dollars with as many digits as they need: $0, $0.000123, $1.25."""
+    if usd == 0:
+        return "$0"
+    return f"${usd:,.2f}" if abs(usd) >= 1 else f"${usd:.{3 - math.floor(math.log10(abs(usd)))}f}"

@@ -1,0 +1,183 @@
+"""What a call costs, at a price with a date and a source; and a meter that shows it growing.
+
+>>> price = price_of("gpt-3.5-turbo", year=2023)
+>>> f"${price.cost(Usage(input=248, output=200)):.6f}"
+'$0.000896'
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from baize_lib.config import BaizeError
+
+__all__ = [
+    "Usage",
+    "Price",
+    "FREE",
+    "UnknownPrice",
+    "price_of",
+    "SHADOW_TEACHERS",
+    "ShadowCost",
+    "shadow_cost",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more calls. `cached_input` is a part of `input`, as in the API.
+
+    >>> (Usage(10, 4, 5) + Usage(1, 0, 2)).total
+    18
+    """
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input + other.input,
+            self.cached_input + other.cached_input,
+            self.output + other.output,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens, where it comes from and the date it was last checked.
+
+    Attributes:
+        cached_input: price of input the provider had cached; None means no discount.
+        batch_factor: what the Batch API multiplies a bill by (0.5 is half price).
+    """
+
+    model: str
+    input: float
+    output: float
+    cached_input: float | None = None
+    batch_factor: float = 1.0
+    source: str = ""
+    as_of: str = ""
+
+    def cost(self, usage: Usage, batch: bool = False) -> float:
+        """USD for `usage`; with `batch`, through the Batch API."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        millionths = (
+            (usage.input - usage.cached_input) * self.input
+            + usage.cached_input * cached
+            + usage.output * self.output
+        )
+        return millionths / 1e6 * (self.batch_factor if batch else 1.0)
+
+    def __str__(self) -> str:
+        if not (self.input or self.output):
+            return f"{self.model}: $0 ({self.source})"
+        return (
+            f"{self.model}: ${self.input:g} in, ${self.output:g} out per million tokens "
+            f"({self.source}, {self.as_of})"
+        )
+
+
+FREE = Price("local", 0.0, 0.0, source="runs on this machine")
+PRICE_2023 = Price(
+    "gpt-3.5-turbo", 2.0, 2.0, as_of="2023-03", source="OpenAI's launch price, $0.002 per 1K tokens"
+)
+
+
+class UnknownPrice(BaizeError):  # noqa: N818
+    """No price is known for a model: it must be given, never taken as 0."""
+
+
+def price_of(model: str, *, year: int | None = None) -> Price:
+    """Today's price of a hosted model from genai-prices' bundled table (no network).
+
+    Args:
+        model: a name such as `gpt-4.1-nano`; "embedded" and "local" are free.
+        year: 2023 gives what gpt-3.5-turbo cost when Baize was made; nothing else is known of
+            the past.
+
+    For models priced by prompt length it is the price of short prompts. Where the table knows no
+    batch price the batch factor is 1, so that a forecast is never too low.
+
+    Raises:
+        UnknownPrice: the table does not know the model.
+    """
+    if model in ("embedded", "local"):
+        return replace(FREE, model=model)
+    if year is not None:
+        if (model, year) == (PRICE_2023.model, 2023):
+            return PRICE_2023
+        raise _unknown(model, f" in {year}")
+    from genai_prices import Usage as Tokens
+    from genai_prices import calc_price
+
+    def usd_per_million(batch: bool, **tokens: int) -> float:
+        context = {"processing": "batch"} if batch else None
+        bill = calc_price(Tokens(**tokens), model_ref=model, price_context=context)
+        return float(bill.total_price * 1000)
+
+    try:
+        full = usd_per_million(False, input_tokens=1000)
+        output = usd_per_million(False, output_tokens=1000)
+        cached = usd_per_million(False, input_tokens=1000, cache_read_tokens=1000)
+        batch = [
+            usd_per_million(True, input_tokens=1000),
+            usd_per_million(True, output_tokens=1000),
+        ]
+    except LookupError:
+        raise _unknown(model) from None
+    factor = max(new / old for new, old in zip(batch, (full, output), strict=True) if old)
+    source = f"genai-prices {importlib.metadata.version('genai-prices')}"
+    return Price(model, full, output, cached, round(factor, 4), source, _checked_on(model))
+
+
+def _unknown(model: str, when: str = "") -> UnknownPrice:
+    return UnknownPrice(
+        f"no price is known for {model!r}{when}: give one, such as "
+        f"Price({model!r}, input=0.5, output=1.5) in USD per million tokens "
+        "(baize_lib.pricing.FREE for a server of your own)"
+    )
+
+
+def _checked_on(model: str) -> str:
+    """When genai-prices last checked this model, else when it last checked any."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    snapshot = get_snapshot()
+    checked = re.compile(r"(?:verified|checked|updated)(?: on)? (\d{4}-\d\d-\d\d)", re.IGNORECASE)
+    _, found = snapshot.find_provider_model(model, None, None, None)
+    own = checked.findall(found.price_comments or "")
+    every = (m.price_comments or "" for p in snapshot.providers for m in p.models)
+    return max(own or checked.findall("\n".join(every)), default="undated")
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowCost:
+    """What a run would have cost at a paid teacher, at a price of a given date."""
+
+    model: str
+    usd: float
+    source: str
+    as_of: str
+
+
+SHADOW_TEACHERS: tuple[str | Price, ...] = ("gpt-4.1-nano", "gpt-4o-mini", "gpt-5-mini", PRICE_2023)
+
+
+def shadow_cost(
+    usage: Usage, models: Sequence[str | Price] = SHADOW_TEACHERS
+) -> tuple[ShadowCost, ...]:
+    """What the same tokens would cost elsewhere: a free run has a price too.
+
+    Another model counts tokens a little differently and has other cache hits, so cached input is
+    billed in full: read it as an estimate from above.
+    """
+    plain = Usage(input=usage.input, output=usage.output)
+    prices = [model if isinstance(model, Price) else price_of(model) for model in models]
+    return tuple(ShadowCost(p.model, p.cost(plain), p.source, p.as_of) for p in prices)

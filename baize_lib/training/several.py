@@ -1,0 +1,127 @@
+"""Several processes that train as one: a step's dialogues shared out, their gradients added up.
+
+`accelerate launch` starts the processes; alone, everything here does nothing. The adapter is small
+and every process has the whole of it. The frozen base may be *sharded* (FSDP: each process keeps a
+slice of every layer and all of them put a layer together when it is its turn), so that a model
+trains on cards that could not hold it.
+
+    team = join()                        # Team(rank=0, size=1) in a notebook
+    team.batches(rows, micro_tokens)     # this process's share
+    team.add_up(gradients)               # now the gradient of the whole step, everywhere
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from baize_lib.config import BaizeError
+from baize_lib.models.base import Base
+from baize_lib.training.batches import micro_batches
+from baize_lib.training.tokens import IGNORED, Encoded
+
+__all__ = [
+    "Team",
+    "join",
+    "shard",
+]
+
+
+_NOTHING = Encoded([0], [IGNORED])  # a row without a label: it is computed and teaches nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """This process's number and how many there are.
+
+    `in_step`: all must compute equally many micro-batches, because the base is sharded.
+    """
+
+    rank: int = 0
+    size: int = 1
+    in_step: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def batches(self, rows: Sequence[Encoded], micro_tokens: int) -> list[list[Encoded]]:
+        """This process's micro-batches of a step's rows; at least one."""
+        shares = [list(micro_batches(rows[r :: self.size], micro_tokens)) for r in range(self.size)]
+        mine, count = shares[self.rank], max(map(len, shares)) if self.in_step else 1
+        return mine + [[_NOTHING]] * (count - len(mine))
+
+    def add_up(self, tensors: Sequence[Any]) -> None:
+        """Replace each tensor by its sum over all processes, in one message."""
+        if self.size == 1 or not tensors:
+            return
+        import torch
+        from torch.distributed import all_reduce
+
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def total(self, number: float, device: Any) -> float:
+        """The sum of every process's `number`."""
+        if self.size == 1:
+            return number
+        import torch
+
+        held = torch.tensor([number], dtype=torch.float64, device=device)
+        self.add_up([held])
+        return held.item()
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+def join(*, in_step: bool = False) -> Team:
+    """The team that `accelerate launch` (or torchrun) has started; one process if none did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Team(in_step=in_step)
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Team(state.process_index, state.num_processes, in_step)
+
+
+def shard(base: Base, adapter: Sequence[Any]) -> None:
+    """Spread the base's frozen layers over the team's devices; the `adapter` stays whole.
+
+    The head stays whole too, for the loss uses it outside the model's own pass.
+
+    Raises:
+        BaizeError: there is one process only, or the base is quantised.
+    """
+    import torch
+    from accelerate import PartialState
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise BaizeError(
+            "shard needs several processes: start with `accelerate launch --num_processes 2 "
+            "-m baize_lib.train RUN.yaml`, or set shard to false"
+        )
+    if base.precision in ("int8", "nf4"):
+        raise BaizeError(
+            f"a base in {base.precision} cannot be sharded: use precision bfloat16, or set shard "
+            "to false (each process then holds the whole quantised base)"
+        )
+    device = PartialState().device
+    whole = {base.model.get_output_embeddings().weight, *adapter}
+    with torch.no_grad():
+        for weight in whole:
+            weight.data = weight.data.to(device)
+    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
+    inner = base.model.model
+    for layer in inner.layers:
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    fully_shard(inner, mesh=mesh, ignored_params=whole)
