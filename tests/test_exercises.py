@@ -18,7 +18,7 @@ def exercises(path):
     stubs = [
         "".join(cell["source"])
         for cell in cells
-        if cell["cell_type"] == "code" and "\ncheck(" in "".join(cell["source"])
+        if cell["cell_type"] == "code" and "\ncheck_exercise(" in "".join(cell["source"])
     ]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     fold = r"<details><summary>Solution</summary>.*?```python\n(.*?)```\s*</details>"
