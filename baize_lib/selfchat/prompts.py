@@ -79,7 +79,7 @@ class SelfChatSettings:
     Attributes:
         max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question. They are
             tokens of the teacher's own tokenizer: a character of a language it has hardly seen
-            takes two or three (notebook 08 counts them).
+            takes two or three (notebook 11 counts them).
         temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
         domain: a key of `DOMAINS`, or "auto" to take it from each seed's source.
         guardrail: tell the assistant to decline what would do harm.
