@@ -26,7 +26,7 @@ __all__ = [
     "write_atomic",
     "write_jsonl",
     "read_jsonl",
-    "sha256_of",
+    "repair_tail", "sha256_of",
     "text_hash",
 ]
 
@@ -86,6 +86,29 @@ def read_jsonl(path: Path | str, *, torn_tail_ok: bool = False) -> Iterator[dict
                     f"{path}:{number} is not a JSON object ({error}): mend or delete that line"
                 ) from error
             yield row
+
+
+def repair_tail(path: Path) -> None:
+    """Mend the last line of a JSONL file that a crash tore: end it if it is whole, else cut it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        tail = b""
+        while start and b"\n" not in tail:
+            start = max(0, start - (1 << 16))
+            file.seek(start)
+            tail = file.read(size - start)
+        torn = tail.rpartition(b"\n")[2]
+        if not torn:
+            return
+        try:
+            json.loads(torn)
+        except ValueError:
+            file.truncate(size - len(torn))
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
 
 
 def sha256_of(path: Path | str) -> str:

@@ -1,70 +1,10 @@
-"""selfchat"""
+"""A model talks to itself: dialogues from seeds, what they will cost and did cost."""
 
-from baize_lib.selfchat.batch import collect_batch, state_file
-from baize_lib.selfchat.bill import (
-    FORECAST_RULE,
-    Forecast,
-    Receipt,
-    bill_by_role_and_turn,
-    forecast,
-)
-from baize_lib.selfchat.collect import (
-    Session,
-    claim,
-    collect,
-    ledger_line,
-    sampling_seed,
-    self_chat,
-    todo,
-    transcript_line,
-)
-from baize_lib.selfchat.prompts import (
-    DOMAINS,
-    QUESTION_GRAMMAR,
-    SelfChatSettings,
-    assistant,
-    clean_question,
-    domain_of,
-    question_messages,
-    reply_grammar,
-    same_question,
-    says_end,
-    seed_domain,
-    shares_a_word,
-    system_prompt,
-    transcript,
-    transcript_request,
-)
+from baize_lib.selfchat.bill import bill_by_role_and_turn, forecast
+from baize_lib.selfchat.collect import collect
+from baize_lib.selfchat.prompts import SelfChatSettings, system_prompt
+from baize_lib.selfchat.strategies import self_chat
 
 __all__ = [
-    "self_chat",
-    "collect",
-    "Session",
-    "claim",
-    "todo",
-    "sampling_seed",
-    "ledger_line",
-    "transcript_line",
-    "collect_batch",
-    "state_file",
-    "SelfChatSettings",
-    "system_prompt",
-    "transcript_request",
-    "DOMAINS",
-    "domain_of",
-    "seed_domain",
-    "assistant",
-    "transcript",
-    "question_messages",
-    "clean_question",
-    "says_end",
-    "same_question",
-    "shares_a_word",
-    "QUESTION_GRAMMAR",
-    "reply_grammar",
-    "Receipt",
-    "Forecast",
-    "forecast",
-    "FORECAST_RULE",
-    "bill_by_role_and_turn",
-]
+    "bill_by_role_and_turn", "forecast", "collect", "SelfChatSettings", "system_prompt", "self_chat",
+]  # fmt: skip

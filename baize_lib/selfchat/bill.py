@@ -1,51 +1,41 @@
 """What a collection will cost, what it did cost, and where the money went.
 
 A forecast is made by a stated rule before a call is paid for, so that it can be held against the
-receipt afterwards; the bill splits what the ledger holds by who was played and by turn.
+receipt afterwards; the bill splits the table of calls by who was played and by turn.
 
->>> from baize_lib.pricing import price_of
+>>> from baize_lib.teacher.prices import price_of
 >>> seeds = [Seed("1", "What is LoRA?", "me")]
->>> print(forecast(seeds, price_of("gpt-3.5-turbo", year=2023), Settings(num_turns=1)))
+>>> print(forecast(seeds, price_of("gpt-3.5-turbo", year=2023), SelfChatSettings(num_turns=1)))
 1 dialogues, 1 calls, 28 tokens in, 84 out: $0.0002
 (a token is 4 characters ...
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-from baize_lib.files import read_jsonl
 from baize_lib.seeds.seed import Seed
-from baize_lib.selfchat.prompts import (
-    SelfChatSettings,
-    question_messages,
-    system_prompt,
-    transcript_request,
-)
+from baize_lib.selfchat import prompts
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.budget import PICO, money
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.prices import Price, Usage
 
-__all__ = [
-    "Receipt",
-    "Forecast",
-    "forecast",
-    "FORECAST_RULE",
-    "bill_by_role_and_turn",
-]
+__all__ = ["Receipt", "Forecast", "forecast", "bill_by_role_and_turn"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
-    """What one `collect` did. Tokens, USD and seconds are of this session alone.
+    """What one `collect` did. Tokens, USD and seconds are of this time alone.
 
     Attributes:
-        already: dialogues the ledger held before; `left`: seeds not finished, to go on with.
+        already: dialogues there were before; `left`: seeds not finished, to go on with.
         replies, cut: replies made, and how many `max_tokens` cut.
-        uncertain_usd: part beyond `usd` that failed or lost calls may have cost.
-        paid_again: calls an earlier session had begun whose answers were never recorded.
-        total_usd: what the ledger holds, all sessions, doubtful calls included.
-        stopped: why it ended early: "" (it did not), "budget" or "interrupted".
-        rate: the pace a hosted teacher allowed at the end, in words; "" for the embedded one.
+        doubtful, doubtful_usd: calls of all times that may have been billed though no answer came,
+            and the most they cost.
+        total_usd: what the table holds for self-chat, all times, doubtful calls included.
+        reasons: why dialogues failed or were rejected -> how many.
+        stopped: why it ended early: "" (it did not), "budget", "interrupted" or "error".
+        rate: the pace at the end, in words.
     """
 
     ok: int
@@ -56,64 +46,65 @@ class Receipt:
     replies: int
     cut: int
     calls: int
-    paid_again: int
-    usage: Usage
+    doubtful: int
+    input: int
+    cached_input: int
+    output: int
     usd: float
-    uncertain_usd: float
+    doubtful_usd: float
     total_usd: float
     seconds: float
-    ledger: Path
+    reasons: Mapping[str, int] = field(default_factory=dict)
     stopped: str = ""
     rate: str = ""
 
     @property
-    def tokens_per_second(self) -> float:
-        """Tokens written by the teacher, per second of wall time."""
-        return self.usage.output / self.seconds if self.seconds else 0.0
+    def usage(self) -> Usage:
+        return Usage(self.input, self.cached_input, self.output)
 
     @property
-    def cut_share(self) -> float:
-        return self.cut / self.replies if self.replies else 0.0
+    def tokens_per_second(self) -> float:
+        """Tokens written by the teacher, per second of wall time."""
+        return self.output / self.seconds if self.seconds else 0.0
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, text) pairs, as shown."""
-        rows = [
-            ("dialogues", f"{self.ok:,}" + (f" + {self.already:,} before" * bool(self.already)))
-        ]
+        before = f" + {self.already:,} before" if self.already else ""
+        rows = [("dialogues", f"{self.ok:,}{before}")]
         if self.failed or self.rejected:
             rows.append(("failed, rejected", f"{self.failed:,}, {self.rejected:,}"))
+        often = sorted(self.reasons.items(), key=lambda item: -item[1])
+        rows += [(f"because ({count:,})", reason[:160]) for reason, count in often[:3]]
         if self.left:
             why = f" (stopped: {self.stopped})" if self.stopped else " (retry_failed=True)"
             rows.append(("seeds left", f"{self.left:,}{why}"))
         rows += [
             ("calls", f"{self.calls:,}"),
-            ("tokens in, out", f"{self.usage.input:,}, {self.usage.output:,}"),
-            ("spent", f"${self.usd:,.6f}"),
+            ("tokens in, out", f"{self.input:,}, {self.output:,}"),
+            ("spent", money(self.usd)),
         ]
-        if self.uncertain_usd:
-            rows.append(("perhaps billed too", f"${self.uncertain_usd:,.6f}"))
-        if self.paid_again:
-            rows.append(("calls paid again at most", f"{self.paid_again:,}"))
-        if self.rate:
-            rows.append(("rate", self.rate))
+        if self.doubtful:
+            text = f"{self.doubtful:,} calls, at most {money(self.doubtful_usd)}, counted as spent"
+            rows.append(("billed perhaps, unseen", text))
         return [
             *rows,
-            ("spent in all sessions", f"${self.total_usd:,.6f}"),
+            ("spent on self-chat in all", money(self.total_usd)),
             ("replies cut by max_tokens", f"{self.cut:,} of {self.replies:,}"),
             ("time", f"{self.seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s written"),
+            ("pace", self.rate),
         ]
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
         return "\n".join(f"{name:<{width}}  {text}" for name, text in self.rows())
 
-    def __repr__(self) -> str:  # what a notebook keeps beside the HTML: no paths in it
-        return str(self)
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        left = 'style="text-align:left"'
-        cells = (f"<tr><th {left}>{n}</th><td {left}>{t}</td></tr>" for n, t in self.rows())
-        return f"<table>{''.join(cells)}</table>"
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows(), columns=["receipt", ""]).set_index("receipt")
+        return table.to_html(header=False, index_names=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,72 +131,71 @@ FORECAST_RULE = (
 
 
 def forecast(
-    seeds: Collection[Seed],
-    price: Price,
-    settings: SelfChatSettings | None = None,
-    *,
-    batch: bool = False,
-) -> Forecast:
+    seeds: Collection[Seed], price: Price, settings: SelfChatSettings | None = None, *,
+    batch: bool = False, weak: bool = False,
+) -> Forecast:  # fmt: skip
     """Predict tokens and USD by a stated rule, to hold against the receipt.
 
     Args:
         price: USD per million tokens, as `teacher.price`.
         batch: at the price of the Batch API.
+        weak: the teacher is sent worked examples, as `teacher.weak` says.
     """
     settings, usage, calls = settings or SelfChatSettings(), Usage(), 0
     for seed in seeds:
-        for more in _predicted_calls(seed, settings):
+        for more in _predicted_calls(seed, settings, weak):
             usage, calls = usage + more, calls + 1
     return Forecast(len(seeds), calls, usage, price.cost(usage, batch), FORECAST_RULE)
 
 
-def _predicted_calls(seed: Seed, settings: SelfChatSettings) -> Iterator[Usage]:
-    reply, question = round(0.7 * settings.max_tokens), 14
-    if settings.strategy == "transcript":
-        shown = transcript_request(seed, settings)["messages"]
-        exchanges = settings.num_turns * (reply + question + 8)
+def _predicted_calls(seed: Seed, settings: SelfChatSettings, weak: bool) -> Iterator[Usage]:
+    reply, question, turns = round(0.7 * settings.max_tokens), 14, settings.num_turns
+    if settings.strategy != "turns":
+        shown = prompts.transcript_messages(seed, settings)
+        exchanges = turns * (reply + question + 8)
         yield Usage(_tokens(shown), 0, min(exchanges, settings.transcript_tokens))
+    if settings.strategy == "transcript":
         return
-    system = [{"role": "system", "content": system_prompt(seed, settings)}]
-    task = question_messages([], settings.language)
-    history = _tokens([{"role": "user", "content": seed.text}])
-    for turn in range(settings.num_turns):
-        yield Usage(_tokens(system) + history, 0, reply)
-        history += reply + 4
-        if turn + 1 < settings.num_turns:
-            yield Usage(_tokens(task) + history, 0, question)
-            history += question + 4
+    system = [{"role": "system", "content": prompts.system_prompt(seed, settings)}]
+    asks = [{"role": "user", "content": seed.text}]
+    task = _tokens(prompts.question_messages(seed, asks, settings, weak))
+    said = _tokens(asks)
+    for turn in range(turns):
+        yield Usage(_tokens(system) + said, 0, reply)
+        said += reply + 4
+        if turn + 1 < turns:
+            if settings.strategy == "turns":
+                yield Usage(task + said - _tokens(asks), 0, question)
+            said += question + 4
 
 
 def _tokens(messages: Iterable[Mapping[str, str]]) -> int:
     """Tokens of messages by the forecast's rule."""
     total = 0
     for message in messages:
-        chinese = sum("\u4e00" <= c <= "\u9fff" for c in message["content"])
-        total += 4 + chinese + (len(message["content"]) - chinese) // 4
+        text = message["content"]
+        chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
+        total += 4 + chinese + (len(text) - chinese) // 4
     return total
 
 
-def bill_by_role_and_turn(ledger: Path | str) -> list[dict[str, Any]]:
-    """The bill split by who was played and when: input grows with the history each call repeats.
+def bill_by_role_and_turn(calls: Calls) -> list[dict[str, str | int | float]]:
+    """The self-chat bill split by who was played and when: input grows with the history.
 
     Returns:
         Rows of role, turn (from 1), calls, input, cached_input, output (tokens), cost_usd and
         input_per_call, in order of turns; failed dialogues are counted too.
     """
-    split: dict[tuple[int, str], dict[str, Any]] = {}
-    for record in read_jsonl(ledger, torn_tail_ok=True):
-        whole = {"role": record["strategy"], "turn": 0} | record
-        for call in record.get("calls") or [whole]:
-            key = (call["turn"] + 1, call["role"])
-            row = split.setdefault(
-                key, {"role": key[1], "turn": key[0], "calls": 0, "input": 0, "cached_input": 0,
-                      "output": 0, "cost_usd": 0.0},
-            )  # fmt: skip
-            row["calls"] += 1
-            row["cost_usd"] += call["cost_usd"]
-            for name in ("input", "cached_input", "output"):
-                row[name] += call["usage"][name]
+    rows = calls.query(
+        "SELECT part, count(*) AS calls, sum(input) AS input, sum(cached_input) AS cached_input,"
+        " sum(output) AS output, sum(owed) AS owed FROM bill"
+        " WHERE purpose = 'self-chat' AND state = 'answered' GROUP BY part"
+    )
+    made = []
+    for row in rows:
+        role, _, turn = row.pop("part").partition(" ")
+        cost = row.pop("owed") / PICO
+        made.append({"role": role, "turn": int(turn or 1), **row, "cost_usd": cost,
+                     "input_per_call": row["input"] / row["calls"]})  # fmt: skip
     order = {"user": 0, "assistant": 1}
-    rows = [split[key] for key in sorted(split, key=lambda k: (k[0], order.get(k[1], 2)))]
-    return [row | {"input_per_call": row["input"] / row["calls"]} for row in rows]
+    return sorted(made, key=lambda row: (row["turn"], order.get(row["role"], 2)))

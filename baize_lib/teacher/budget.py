@@ -2,8 +2,7 @@
 
 The original counted tokens after spending them, one cap per process. Here a call first *reserves*
 the most it could cost; spent plus reserved never passes the cap, however many calls are in flight.
-Amounts are kept as whole picodollars, so sums are exact and a budget rebuilt from the ledger equals
-the one that wrote it.
+Amounts are whole picodollars, so sums are exact and equal those of the table of calls.
 
 >>> budget = Budget(usd=0.01)
 >>> held = budget.reserve(usd=0.0016, tokens=800)
@@ -14,19 +13,11 @@ Budget($0.0008960 spent, $0 reserved, cap $0.01000)
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from baize_lib.config import BaizeError
 
-__all__ = [
-    "Budget",
-    "BudgetExceeded",
-    "Reservation",
-    "money",
-]
-
+__all__ = ["Budget", "BudgetExceeded", "money"]
 
 PICO = 10**12  # picodollars in a dollar
 
@@ -39,11 +30,10 @@ class BudgetExceeded(BaizeError):  # noqa: N818
         self.final = final
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
     """Money and tokens held for one call."""
 
-    number: int
     picodollars: int
     tokens: int
 
@@ -57,12 +47,13 @@ class Budget:
 
     def __init__(self, usd: float | None = None, tokens: int | None = None) -> None:
         for name, cap in (("usd", usd), ("tokens", tokens)):
-            if cap is not None and not (cap >= 0 and math.isfinite(cap)):
+            number = isinstance(cap, int | float) and not isinstance(cap, bool)
+            if cap is not None and not (number and cap >= 0 and math.isfinite(cap)):
                 raise BaizeError(f"budget {name}={cap!r}: use a number of at least 0, or None")
         self.usd, self.tokens = usd, tokens
         self._cap = None if usd is None else int(usd * PICO)
-        self._open: dict[int, Reservation] = {}
-        self._made = self._spent = self._uncertain = self._reserved = 0
+        self._open: set[Reservation] = set()
+        self._spent = self._uncertain = self._reserved = 0
         self.spent_tokens = self.reserved_tokens = 0
         self._lock = threading.Lock()
 
@@ -72,20 +63,26 @@ class Budget:
         Raises:
             BudgetExceeded: it does not fit beside what is spent and reserved; nothing is held.
         """
-        pico = math.ceil(usd * PICO)
+        wanted = Reservation(math.ceil(usd * PICO), tokens)
         with self._lock:
-            self._check(pico, tokens)
-            self._made += 1
-            held = Reservation(self._made, pico, tokens)
-            self._open[held.number] = held
-            self._reserved += pico
-            self.reserved_tokens += tokens
+            self._check(wanted)
+            return self._hold(wanted)
+
+    def commit(self, picodollars: int, tokens: int) -> Reservation:
+        """Hold money that was promised before, by a batch under way: cap or no cap."""
+        with self._lock:
+            return self._hold(Reservation(picodollars, tokens))
+
+    def _hold(self, held: Reservation) -> Reservation:
+        self._open.add(held)
+        self._reserved += held.picodollars
+        self.reserved_tokens += held.tokens
         return held
 
-    def _check(self, pico: int, tokens: int) -> None:
+    def _check(self, wanted: Reservation) -> None:
         for unit, cap, spent, held, need in (
-            ("USD", self._cap, self._spent, self._reserved, pico),
-            ("tokens", self.tokens, self.spent_tokens, self.reserved_tokens, tokens),
+            ("USD", self._cap, self._spent, self._reserved, wanted.picodollars),
+            ("tokens", self.tokens, self.spent_tokens, self.reserved_tokens, wanted.tokens),
         ):
             if cap is not None and spent + held + need > cap:
                 show = _usd_text if unit == "USD" else "{:,} tokens".format
@@ -116,26 +113,16 @@ class Budget:
             self._close(held)
 
     def _close(self, held: Reservation) -> None:
-        if self._open.pop(held.number, None) is None:
-            raise BaizeError(f"reservation {held.number} was settled before: settle each one once")
+        if held not in self._open:
+            raise BaizeError("this reservation was settled before: settle each one once")
+        self._open.remove(held)
         self._reserved -= held.picodollars
         self.reserved_tokens -= held.tokens
 
-    def replay(self, records: Iterable[Mapping[str, Any]]) -> "Budget":
-        """Count what ledger lines say was spent; returns the budget itself.
-
-        A line's `cost_usd` and `usage` are certain; `uncertain_usd` and `uncertain_tokens`, where
-        present, are failed calls that may have been billed.
-        """
-        for record in records:
-            usage = record.get("usage") or {}
-            uncertain = round((record.get("uncertain_usd") or 0) * PICO)
-            tokens = (usage.get("input") or 0) + (usage.get("output") or 0)
-            with self._lock:
-                self._spent += round((record.get("cost_usd") or 0) * PICO) + uncertain
-                self._uncertain += uncertain
-                self.spent_tokens += tokens + (record.get("uncertain_tokens") or 0)
-        return self
+    def start_from(self, spent: int, uncertain: int, tokens: int) -> None:
+        """Take over what a table of calls says was spent (picodollars, tokens) before now."""
+        with self._lock:
+            self._spent, self._uncertain, self.spent_tokens = spent, uncertain, tokens
 
     @property
     def spent_usd(self) -> float:

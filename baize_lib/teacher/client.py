@@ -1,51 +1,52 @@
-"""One client for every teacher: OpenAI, any compatible server, or the embedded model's own.
+"""One client for every teacher: OpenAI, any compatible server, or a model on this machine.
 
-The SDK's retries hide what they spend, so they are off. Every attempt here reserves its worst case
-in the budget first; a failure that may have been billed (a timeout, a torn answer) stays counted.
-The number of calls in flight adapts like TCP: it grows while all is well and halves when the server
-says 429. A refused key, an empty account or an unknown model stops the whole run at once.
+Every call goes through one table (`baize_lib.teacher.calls`): an answer that was paid for is found
+there; any other call reserves the most it can cost, is noted before it is made, and its answer is
+on disk before you see it. The SDK's own retries hide what they spend, so they are off.
 
-    async with local_teacher() as teacher:
+    async with Teacher("gpt-4.1-nano", calls=Calls(run.calls_file, budget=1)) as teacher:
         reply = await teacher.chat([{"role": "user", "content": "Hello"}], max_tokens=40)
         print(reply.text, reply.usage, reply.cost_usd)
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import random
 import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from baize_lib.config import BaizeError
-from baize_lib.teacher.budget import Budget, BudgetExceeded, Reservation
+from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.calls import Call, Calls
 from baize_lib.teacher.errors import (
     Failure,
+    Halted,
     RunStopped,
     ServerAnswer,
     read_answer,
     read_broken_line,
     read_refusal,
 )
-from baize_lib.teacher.keys import Secret, find_key
+from baize_lib.teacher.keys import as_key, find_key
+from baize_lib.teacher.pace import Pace, Rate
 from baize_lib.teacher.prices import Price, Usage, price_of
 
-__all__ = [
-    "Teacher",
-    "Reply",
-    "Rate",
-    "token_bound",
-]
-
+__all__ = ["Teacher", "Reply", "token_bound"]
 
 OPENAI_URL = "https://api.openai.com/v1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
 MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
+OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,12 @@ class Reply:
     """One answer and its bill.
 
     Attributes:
-        finish_reason: "stop", "length" (cut by `max_tokens`), "content_filter"…
-        cost_usd: what the answer cost; `usage` are its tokens, `seconds` all attempts together.
-        num_calls: attempts made; those that failed but may have been billed are counted, at the
-            most they could have cost, in `uncertain_usd` and `uncertain_tokens`.
-        estimated: the server sent no usage, so `usage` and `cost_usd` are upper bounds.
+        finish_reason: "stop", "length" (cut by `max_tokens`), "content_filter" or "unknown".
+        cost_usd: what the answer cost, now or when it was paid for; `usage` are its tokens.
+        seconds: all attempts together; 0 if the answer was found.
+        estimated: the server's count of tokens is missing or contradicts itself, so `usage` and
+            `cost_usd` are the larger of what may be true.
+        found: it was in the table already, and cost nothing now.
     """
 
     text: str
@@ -65,38 +67,9 @@ class Reply:
     usage: Usage
     cost_usd: float
     model: str
-    seconds: float
-    num_calls: int = 1
-    uncertain_usd: float = 0.0
-    uncertain_tokens: int = 0
+    seconds: float = 0.0
     estimated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """What the teacher is doing now; rates over the last 500 answers at most."""
-
-    limit: int
-    in_flight: int
-    calls_per_second: float
-    tokens_per_second: float
-    num_slowdowns: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.calls_per_second:,.1f} calls/s, {self.tokens_per_second:,.0f} tokens/s, up to "
-            f"{self.limit} in flight, slowed {self.num_slowdowns} times by 429"
-        )
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What one chat() has cost so far beyond its answer."""
-
-    calls: int = 0
-    unclear: int = 0
-    usd: float = 0.0
-    tokens: int = 0
+    found: bool = False
 
 
 def token_bound(
@@ -108,7 +81,8 @@ def token_bound(
     tokens a message cover the roles' tags and 32 a system prompt that a chat template adds. For
     English it is about four times too high, which only matters for calls in flight near the cap.
     """
-    size = sum(len(str(value).encode()) for message in messages for value in message.values())
+    text = [str(value) for message in messages for value in message.values()]
+    size = sum(len(value.encode("utf-8", "replace")) for value in text)
     schema = len(json.dumps(extra, default=str)) if extra else 0
     return size + schema + 8 * len(messages) + 32
 
@@ -119,20 +93,21 @@ class Teacher:
     Args:
         model: the name sent to the server.
         base_url: None takes `OPENAI_BASE_URL`, else OpenAI's own address.
-        api_key: None looks for OpenAI's key with `find_key`, unless `base_url` was given: a key
-            is never sent to another server unasked.
+        api_key: None takes `OPENAI_API_KEY` (or asks for it) unless `base_url` was given here: a
+            key is never sent to another server unasked. A server of your own may need none.
         price: None looks it up; an unknown model is an error, not $0.
-        budget: the cap every attempt is counted against; None counts without a cap.
-        max_concurrency: the most calls in flight; fewer are used after a 429, and one until the
-            first has succeeded, so that a wrong key costs one call.
+        calls: the table its calls are kept in; None keeps them in memory.
+        budget: the cap of a table in memory, a `Budget` or USD; a table on disk brings its own.
+        max_concurrency: the most calls in flight; fewer after a 429, a 503 or a timeout.
         timeout: seconds without a byte from the server before an attempt is given up.
         max_attempts: tries of one call on 429, 5xx, timeouts and dropped connections; only 3 of
             those that may be billed though nothing came back.
         backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
+        weak: it needs worked examples and a grammar to keep to a form (the 135M model does).
 
     Attributes:
         errors: failed attempts by kind, retried ones included.
-        is_local: it is the embedded model, whose server takes `grammar` and `repeat_penalty`.
+        halted: set it to begin no further call; those in flight come to their end.
     """
 
     def __init__(
@@ -140,31 +115,41 @@ class Teacher:
         model: str,
         *,
         base_url: str | None = None,
-        api_key: str | Secret | None = None,
+        api_key: str | SecretStr | None = None,
         price: Price | None = None,
-        budget: Budget | None = None,
+        calls: Calls | None = None,
+        budget: Budget | float | None = None,
         max_concurrency: int = 256,
         timeout: float = 120.0,
         max_attempts: int = 8,
         backoff: float = 0.5,
+        weak: bool = False,
     ) -> None:
-        self.model = model
-        self.is_local = model == "embedded"
-        self.max_concurrency = max_concurrency
-        self.price = price or price_of(model)
-        self.budget = budget or Budget()
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        if api_key is None:
-            api_key = find_key() if base_url is None else "none"
-        self._key = api_key if isinstance(api_key, Secret) else Secret(api_key)
+        self.model, self.weak, self.halted = model, weak, False
+        self.base_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        self.host = urlsplit(self.base_url).hostname or "?"
+        self.price = price or price_of(model, base_url=self.base_url)
+        self.calls = calls or Calls(None, budget)
+        if api_key is None and base_url is None:
+            api_key = find_key(needed=self.host == urlsplit(OPENAI_URL).hostname)
+        self._key = as_key(api_key or "none")
+        self.max_concurrency, self._pace = max_concurrency, Pace(max_concurrency)
         self.errors: Counter[str] = Counter()
-        self._places = _Places(max_concurrency)
         self._timeout, self._max_attempts, self._backoff = timeout, max_attempts, backoff
+        self._learnt: dict[str, str | None] = {}  # a field -> its name at this server, None: no
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: Failure | None = None
-        self._resume_at = 0.0  # no call starts before this time, after a Retry-After
-        self._answers: deque[tuple[float, int]] = deque(maxlen=500)  # (time, tokens)
+
+    @property
+    def budget(self) -> Budget:
+        """The cap that every call counts against, and what was spent."""
+        return self.calls.budget
+
+    @property
+    def rate(self) -> Rate:
+        """The pace at which answers come."""
+        return self._pace.rate
 
     async def chat(
         self,
@@ -176,14 +161,22 @@ class Teacher:
         seed: int | None = None,
         stop: Sequence[str] | None = None,
         extra: Mapping[str, Any] | None = None,
+        purpose: str = "chat",
+        subject: str = "",
+        part: str = "",
+        attempt: int = 1,
     ) -> Reply:
-        """Ask for one reply, retrying what is worth retrying.
+        """One reply: found in the table, or asked for, trying again what is worth it.
 
         Args:
             messages: `{"role", "content"}` rows, the last one usually the user's.
-            max_tokens: the cap of the reply, tokens (for a reasoning model its thoughts too).
-            temperature, top_p: None leaves them out (reasoning models refuse them).
+            max_tokens: the cap of the reply, tokens (for a thinking model its thoughts too).
+            temperature, top_p: None leaves them out (some models refuse them).
+            seed: of the sampling, for servers that take one.
             extra: more fields for the request's body, such as `response_format` or `grammar`.
+            purpose, subject, part: what the call is for, as the bill will name it, for example
+                "self-chat", "general-001", "assistant 1".
+            attempt: another number asks the same again and pays again.
 
         Raises:
             BudgetExceeded: the worst case does not fit in what is left.
@@ -192,147 +185,172 @@ class Teacher:
         """
         request = self.body(
             messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            stop=list(stop) if stop else None,
+            stop=list(stop) if stop else None, **(extra or {}),
         )  # fmt: skip
+        call = Call(self._call_key(request, attempt), purpose, subject, part, self.model)
         bound = Usage(input=token_bound(messages, extra), output=max_tokens)
-        began, tally = time.monotonic(), _Tally()
-        try:
-            answer = await self._insist(request | dict(extra or {}), bound, tally)
-        except (BaizeError, asyncio.CancelledError) as error:
-            error.uncertain_usd, error.uncertain_tokens = tally.usd, tally.tokens
-            error.num_calls = tally.calls
-            raise error.with_traceback(None) from None  # the SDK's frames hold the key
+        began = time.monotonic()
+        with self.calls.held():
+            if found := self.calls.find(call.key):
+                return Reply(
+                    found.text, found.finish_reason, found.usage, found.usd, self.model,
+                    estimated=found.estimated, found=True,
+                )  # fmt: skip
+            answer = await self._persist(lambda: self._attempt(request, call, bound))
+        usd = self.cost_of(answer)
+        seconds = time.monotonic() - began
         return Reply(
-            answer.text, answer.finish_reason, answer.usage, self.price.cost(answer.usage),
-            self.model, time.monotonic() - began, tally.calls, tally.usd, tally.tokens,
+            answer.text, answer.finish_reason, answer.usage, usd, self.model, seconds,
             answer.estimated,
         )  # fmt: skip
 
-    def body(
-        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, **more: Any
-    ) -> dict[str, Any]:
+    def body(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
         """A chat request's body; fields that are None are left out."""
-        hosted = urlsplit(self.base_url).hostname == urlsplit(OPENAI_URL).hostname
-        cap = {("max_completion_tokens" if hosted else "max_tokens"): max_tokens}
-        given = {name: value for name, value in more.items() if value is not None}
-        return {"model": self.model, "messages": [dict(m) for m in messages]} | cap | given
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {"model": self.model, "messages": [dict(m) for m in messages]} | given
 
-    async def _insist(self, request: dict[str, Any], bound: Usage, tally: _Tally) -> ServerAnswer:
-        for attempt in range(1, self._max_attempts + 1):
-            outcome = await self._attempt(request, bound, tally)
-            if isinstance(outcome, ServerAnswer):
+    def cost_of(self, answer: ServerAnswer, *, batch: bool = False) -> float:
+        """USD for an answer: at our price or at the server's own, whichever is more."""
+        return max(self.price.cost(answer.usage, batch), answer.usd)
+
+    def _call_key(self, request: Mapping[str, Any], attempt: int) -> str:
+        asked = "here" if self.host in LOOPBACK else self.host
+        whole = json.dumps([asked, request, attempt], sort_keys=True)
+        return hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
+
+    # ---- one call, however often it must be tried
+
+    async def _persist(
+        self, attempt: Callable[[], Awaitable[Any]], *, repeatable: bool = True
+    ) -> Any:
+        """Try until there is no `Failure`, or trying again makes no sense; then raise it."""
+        unclear = tries = 0
+        while True:
+            outcome = await attempt()
+            if not isinstance(outcome, Failure):
                 return outcome
-            tally.unclear += outcome.billed
-            if not outcome.retry or tally.unclear == MOST_UNCLEAR or attempt == self._max_attempts:
+            if self._learn_field(outcome):
+                continue
+            tries += 1
+            unclear += outcome.billed
+            again = outcome.retry and (repeatable or not outcome.billed)
+            if not again or unclear == MOST_UNCLEAR or tries == self._max_attempts:
                 break
-            longest = min(LONGEST_BACKOFF, self._backoff * 2**attempt)
+            longest = min(LONGEST_BACKOFF, self._backoff * 2**tries)
             await asyncio.sleep((outcome.wait or 0) + random.uniform(0, longest))
-        tries = f" after {tally.calls} attempts" if tally.calls > 1 else ""
-        raise outcome.error(f"{self.model} at {self._host}{tries}: {outcome.text}", outcome.kind)
+        how_often = f" after {tries} attempts" if tries > 1 else ""
+        text = f"{self.model} at {self.host}{how_often}: {outcome.text}"
+        raise outcome.error(text, outcome.kind) from None
 
     async def _attempt(
-        self, request: dict[str, Any], bound: Usage, tally: _Tally
+        self, request: dict[str, Any], call: Call, bound: Usage
     ) -> ServerAnswer | Failure:
-        """One call, in one of the places in flight, its money reserved before and settled after."""
-        episode = await self._places.enter()
+        """One try in one of the places in flight: noted before it is made, settled after."""
+        spell = await self._pace.enter()
         try:
-            while (wait := self._resume_at - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+            if self.halted:
+                raise Halted("no further call is begun: the run is stopping", "halted")
             if self._stopped:
                 return self._stopped
-            held = await self._reserve(bound)
-            tally.calls += 1
+            number = await self._begin(call, bound)
             outcome: ServerAnswer | Failure = Failure("interrupted", "", billed=True)
             try:
                 outcome = await self._send(request, bound)
             finally:
-                self._settle(held, bound, outcome, tally)
-            self._learn(outcome, episode)
+                if isinstance(outcome, Failure):
+                    end = self.calls.doubtful if outcome.billed else self.calls.unbilled
+                    end(number)
+            self._learn_pace(outcome, spell)
+            if isinstance(outcome, ServerAnswer):
+                await self.calls.answered(
+                    number, outcome.usage, self.cost_of(outcome), outcome.finish_reason,
+                    outcome.text, estimated=outcome.estimated,
+                )  # fmt: skip
             return outcome
         finally:
-            self._places.leave()
+            self._pace.leave()
 
-    async def _reserve(self, bound: Usage) -> Reservation:
+    async def _begin(self, call: Call, bound: Usage) -> int:
         """Wait while calls in flight may still free enough money; raise when they cannot."""
         while True:
             try:
-                return self.budget.reserve(self.price.cost(bound), bound.total)
+                return await self.calls.begin(call, self.price.cost(bound), bound.total)
             except BudgetExceeded as error:
                 if error.final:
                     raise
             await asyncio.sleep(random.uniform(0.02, 0.05))
 
-    def _settle(
-        self, held: Reservation, bound: Usage, outcome: ServerAnswer | Failure, tally: _Tally
-    ) -> None:
+    def _learn_pace(self, outcome: ServerAnswer | Failure, spell: int) -> None:
         if isinstance(outcome, ServerAnswer):
-            self.budget.settle(held, self.price.cost(outcome.usage), outcome.usage.total)
-        elif outcome.billed:
-            usd = self.price.cost(bound)
-            self.budget.settle(held, usd, bound.total, uncertain=True)
-            tally.usd += usd
-            tally.tokens += bound.total
-        else:
-            self.budget.release(held)
-
-    def _learn(self, outcome: ServerAnswer | Failure, episode: int) -> None:
-        """Adapt the pace and the run to what came back."""
-        if isinstance(outcome, ServerAnswer):
-            self._answers.append((time.monotonic(), outcome.usage.total))
-            self._places.grow(episode)
+            self._pace.answered(spell, outcome.usage.total)
             return
         self.errors[outcome.kind] += 1
         if issubclass(outcome.error, RunStopped):
             self._stopped = outcome
-        if outcome.kind == "429":
-            self._places.shrink(episode)
-            self._resume_at = max(self._resume_at, time.monotonic() + (outcome.wait or 0))
+        if outcome.crowded:
+            self._pace.slow_down(spell, outcome.wait)
+
+    def _learn_field(self, failure: Failure) -> bool:
+        """Whether the server refuses a field that can be renamed or left out from now on."""
+        field = failure.field
+        if not field or field in self._learnt or field in ("model", "messages"):
+            return False
+        self._learnt[field] = other = OTHER_NAME.get(field)
+        self._stopped = None
+        what = f"sent as {other!r}" if other else "left out"
+        print(f"{self.model} at {self.host} does not take {field!r}: it is {what} from now on")
+        return True
 
     async def _send(self, request: dict[str, Any], bound: Usage) -> ServerAnswer | Failure:
         import httpx2
+
+        body = {self._learnt.get(k, k): v for k, v in request.items()}
+        body.pop(None, None)
+        outcome = await self._exchange(
+            lambda client: client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        )
+        if isinstance(outcome, Failure):
+            return outcome
+        answer = read_answer(outcome.content, bound)
+        return self._without_key(answer) if isinstance(answer, Failure) else answer
+
+    async def _exchange(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What `ask` gets from the SDK's client, or the Failure that came instead.
+
+        Returned, not raised: a traceback through the SDK's frames would carry the key.
+        """
         import openai
 
         try:
-            response = await self._connection().post(
-                "/chat/completions", cast_to=httpx2.Response, body=request
-            )
-            return read_answer(response.content, bound)
+            return await ask(self._connection())
         except openai.APIStatusError as error:
             failure = read_refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
             failure = read_broken_line(error)
-        # Returned, not raised: a traceback through the SDK's frames would carry the key.
+        except openai.APIError as error:  # a body that the SDK itself could not read
+            failure = Failure("malformed answer", str(error)[:300], billed=True, retry=True)
         return self._without_key(failure)
 
     def _without_key(self, failure: Failure) -> Failure:
-        text = failure.text.replace(self._key.reveal(), "[key]")
+        text = failure.text.replace(self._key.get_secret_value(), "[key]")
         return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
 
-    async def request(self, call: Callable[[Any], Awaitable[Any]], *, repeatable: bool) -> Any:
+    async def request(self, ask: Callable[[Any], Awaitable[Any]], *, repeatable: bool) -> Any:
         """Make another request of the API, with the same retries and errors as a chat.
 
         Args:
-            call: gets the SDK's client, for example `lambda client: client.batches.list()`.
+            ask: gets the SDK's client, for example `lambda client: client.batches.list()`.
             repeatable: making it twice does no harm; else it is not tried again when it is not
                 certain that the first try failed.
         """
-        import openai
 
-        for attempt in range(1, self._max_attempts + 1):
-            try:
-                return await call(self._connection())
-            except openai.APIStatusError as error:
-                failure = read_refusal(error.status_code, error.body, error.response.headers)
-            except openai.APIConnectionError as error:
-                failure = read_broken_line(error)
-            failure = self._without_key(failure)
-            self.errors[failure.kind] += 1
-            again = failure.retry and (repeatable or not failure.billed)
-            if not again or attempt == self._max_attempts:
-                break
-            longest = min(LONGEST_BACKOFF, self._backoff * 2**attempt)
-            await asyncio.sleep((failure.wait or 0) + random.uniform(0, longest))
-        raise failure.error(f"{self.model} at {self._host}: {failure.text}", failure.kind)
+        async def attempt() -> Any:
+            outcome = await self._exchange(ask)
+            if isinstance(outcome, Failure):
+                self.errors[outcome.kind] += 1
+            return outcome
+
+        return await self._persist(attempt, repeatable=repeatable)
 
     def _connection(self) -> Any:
         """The SDK's client; one per event loop, since its connections belong to the loop."""
@@ -340,16 +358,21 @@ class Teacher:
         if self._client is None or self._loop is not loop:
             import openai
 
-            nearby = urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
-            web = openai.DefaultAioHttpClient(timeout=self._timeout, trust_env=not nearby)
+            web = openai.DefaultAioHttpClient(
+                timeout=self._timeout, trust_env=self.host not in LOOPBACK, follow_redirects=False
+            )
             self._client, self._loop = (
                 openai.AsyncOpenAI(
-                    api_key=self._key.reveal(), base_url=self.base_url, max_retries=0,
+                    api_key=self._key.get_secret_value(), base_url=self.base_url, max_retries=0,
                     timeout=self._timeout, http_client=web,
                 ),
                 loop,
             )  # fmt: skip
         return self._client
+
+    async def next_round(self) -> bool:
+        """Whether calls were put off and have been answered since; an online teacher has none."""
+        return False
 
     async def aclose(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -363,71 +386,17 @@ class Teacher:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    @property
-    def rate(self) -> Rate:
-        """The pace now: places, calls and tokens a second, and how often a 429 slowed it."""
-        seconds = self._answers[-1][0] - self._answers[0][0] if len(self._answers) > 1 else 0.0
-        calls, tokens = len(self._answers) - 1, sum(n for _, n in list(self._answers)[1:])
-        places = self._places
-        return Rate(
-            int(places.limit), places.in_flight,
-            calls / seconds if seconds else 0.0, tokens / seconds if seconds else 0.0,
-            places.episodes,
-        )  # fmt: skip
-
-    @property
-    def _host(self) -> str:
-        return urlsplit(self.base_url).hostname or "?"
-
     def __repr__(self) -> str:
-        return f"Teacher({self.model!r} at {self._host}, {self.price})"
+        return f"Teacher({self.model!r} at {self.host}, {self.price})"
 
 
-class _Places:
-    """How many calls may be in flight: additive increase, multiplicative decrease (as TCP).
-
-    One place until the first success, then 16; doubling each round trip until the first 429,
-    one more each round trip after it. An episode of 429s, however many calls it hits, halves once.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.limit, self.in_flight, self.episodes = most, 1.0, 0, 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def enter(self) -> int:
-        """Wait for a place; gives the number of the present episode, to hand back afterwards."""
-        if self.in_flight < int(self.limit):
-            self.in_flight += 1
-            return self.episodes
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave()
-            raise
-        return self.episodes
-
-    def leave(self) -> None:
-        self.in_flight -= 1
-        self._admit()
-
-    def grow(self, episode: int) -> None:
-        if episode == self.episodes and self.in_flight >= int(self.limit):
-            step = 1.0 if self.episodes == 0 else 1.0 / self.limit
-            start = 16.0 if self.episodes == 0 else 1.0
-            self.limit = min(max(self.limit + step, start), self.most)
-            self._admit()
-
-    def shrink(self, episode: int) -> None:
-        if episode == self.episodes:
-            self.episodes += 1
-            self.limit = max(1.0, self.limit / 2)
-
-    def _admit(self) -> None:
-        while self._waiting and self.in_flight < int(self.limit):
-            place = self._waiting.popleft()
-            if not place.done():
-                self.in_flight += 1
-                place.set_result(None)
+def _checked_url(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.username or parts.password:
+        raise BaizeError(
+            f"the address of {parts.hostname} holds a user name or password: leave them out, and "
+            "give the key as OPENAI_API_KEY"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BaizeError(f"base_url={address!r} is no web address: it looks like https://host/v1")
+    return address

@@ -1,17 +1,19 @@
 """What came back from a teacher, and what it means: an answer, a retry, a failure, or the end.
 
-The table, in short. 429 and 5xx, timeouts and broken connections: try again. 400: this call fails.
-401, 403, 404, an empty account: the run stops. Billed although there is no answer, perhaps: a
-timeout, a connection broken after sending, a gateway's 502 or 504, an answer that cannot be read.
+The table, in short. 429, 5xx, timeouts and broken connections: try again. 400, a flagged question,
+a prompt too long: this call fails. 401, 404, no money, no such model: the run stops. Billed though
+there is no answer, perhaps: a timeout, a connection broken after sending, a gateway's 502 or 504,
+an answer that cannot be read.
 
 >>> read_refusal(429, {"message": "Slow down"}, {"retry-after": "2"}).wait
 2.0
 """
 
 import json
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -19,31 +21,13 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.prices import Usage
 
-__all__ = [
-    "TeacherError",
-    "RunStopped",
-    "KeyRejected",
-    "ServerAnswer",
-    "Failure",
-    "read_answer",
-    "read_refusal",
-    "read_broken_line",
-]
-
+__all__ = ["TeacherError", "RunStopped", "KeyRejected", "Halted"]
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 
 
 class TeacherError(BaizeError):
-    """A call failed for good. `kind` is a short name for counting.
-
-    Everything that leaves `Teacher.chat` early, cancellation included, carries `uncertain_usd`,
-    `uncertain_tokens` and `num_calls`: what the call may have cost, for the ledger.
-    """
-
-    uncertain_usd = 0.0
-    uncertain_tokens = 0
-    num_calls = 0
+    """A call failed for good. `kind` is a short name for counting."""
 
     def __init__(self, text: str, kind: str) -> None:
         super().__init__(text)
@@ -61,88 +45,256 @@ class KeyRejected(RunStopped):
     """The server does not know the key."""
 
 
+class Halted(TeacherError):  # noqa: N818
+    """The teacher was told to begin no further call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One attempt that gave no answer. `billed`: the server may still charge for it."""
+    """One attempt that gave no answer.
+
+    Attributes:
+        billed: the server may still charge for it.
+        crowded: the server has too much to do; ask for less at once.
+        wait: seconds, from Retry-After.
+        field: the field of the request that this server does not take, if that was the reason.
+    """
 
     kind: str
     text: str
     billed: bool = False
     retry: bool = False
     error: type[TeacherError] = TeacherError
-    wait: float | None = None  # seconds, from Retry-After
+    crowded: bool = False
+    wait: float | None = None
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
+    """The text of an answer and its bill; `usd` is what the server itself says it costs, or 0."""
+
     text: str
     finish_reason: str
     usage: Usage
     estimated: bool
+    usd: float = 0.0
+
+
+# ---- answers
+
+# What servers call it -> what the course calls it. What is not here is "unknown", never "stop".
+_FINISH = {
+    "stop": "stop end_turn eos eos_token stop_sequence complete completed end stop_token",
+    "length": "length max_tokens model_length max_output_tokens token_limit max_length truncated",
+    "content_filter": "content_filter safety recitation prohibited_content blocklist spii refusal "
+    "sensitive content_filtered image_safety",
+    "failed": "error abort aborted cancelled network_error timeout insufficient_system_resource "
+    "malformed_function_call",
+}
+FINISH_REASONS = {theirs: ours for ours, names in _FINISH.items() for theirs in names.split()}
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_answer(body: bytes, bound: Usage) -> ServerAnswer | Failure:
     """The answer in a response of status 200; one that cannot be read was still billed."""
     try:
         data = json.loads(body)
+        if isinstance(data, dict) and data.get("error") and not data.get("choices"):
+            return _error_at_200(data["error"])
         choice = data["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or message.get("refusal") or ""
-        reason = str(choice.get("finish_reason") or "unknown")
-        if not isinstance(text, str):
-            raise TypeError("content is not text")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        message = choice.get("message") or {}
+        text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
+        thoughts = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return Failure(
             "malformed answer",
             f"the answer cannot be read ({type(error).__name__}): try again, or check base_url",
             billed=True, retry=True,
         )  # fmt: skip
-    usage = _usage(data.get("usage"))
-    return ServerAnswer(text, reason, usage or bound, estimated=usage is None)
+    said = str(choice.get("finish_reason") or "").strip().lower()
+    reason = FINISH_REASONS.get(said, "unknown")
+    if reason == "failed":
+        failed = f"the server gave up on its answer ({said}): run again to go on"
+        return Failure("failed answer", failed, billed=True, retry=True)
+    text = _LONE_SURROGATE.sub("\ufffd", text)
+    usage, usd, estimated = read_usage(data.get("usage"), text + thoughts, bound)
+    return ServerAnswer(text, reason, usage, estimated, usd)
 
 
-def _usage(reported: Any) -> Usage | None:
-    try:
-        cached = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        given = Usage(reported["prompt_tokens"], cached, reported["completion_tokens"])
-        return given if 0 <= given.cached_input <= given.input and given.output >= 0 else None
-    except (AttributeError, LookupError, TypeError):
-        return None
+def _text_of(content: Any) -> str:
+    """Text, or the texts of a list of parts, joined."""
+    if isinstance(content, list):
+        parts = (p.get("text") if isinstance(p, dict) else p for p in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    if content is not None and not isinstance(content, str):
+        raise TypeError("content is not text")
+    return content or ""
 
+
+def _error_at_200(error: Any) -> Failure:
+    code = error.get("code") if isinstance(error, dict) else None
+    status = int(code) if str(code).isdigit() and 400 <= int(code) < 600 else 400
+    return read_refusal(status, error, {})
+
+
+def read_usage(reported: Any, written: str, bound: Usage) -> tuple[Usage, float, bool]:
+    """(tokens, the server's own price in USD or 0, whether the tokens are an estimate).
+
+    A bill is never read as smaller than it can be. Output is at least the total less the prompt,
+    at least the thoughts, and at least a token for 16 characters of what was written; where sums
+    contradict each other the larger counts. What is missing counts as its bound.
+
+    >>> usage, _, estimated = read_usage(
+    ...     {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 870}, "", Usage(99, 0, 9))
+    >>> usage.output, estimated
+    (820, True)
+    """
+    reported = reported if isinstance(reported, dict) else {}
+    given, output = (
+        _number(reported, "prompt_tokens", "input_tokens"),
+        _number(reported, "completion_tokens", "output_tokens"),
+    )
+    details = {**_dict(reported, "completion_tokens_details"),
+               **_dict(reported, "output_tokens_details")}  # fmt: skip
+    thoughts, total = _number(details, "reasoning_tokens"), _number(reported, "total_tokens")
+    estimated = not given or (total > 0 and total != given + output)
+    given = given or bound.input
+    least = max(total - given, thoughts, math.ceil(len(written) / 16))
+    if output < least or (not output and written):
+        estimated = True
+        worst = max(bound.output, math.ceil(len(written) / 4))
+        output = max(output, least) if output or max(total - given, thoughts) > 0 else worst
+    elif not output and not reported:
+        estimated, output = True, bound.output
+    cached = max(
+        _number(_dict(reported, "prompt_tokens_details"), "cached_tokens"),
+        _number(_dict(reported, "input_tokens_details"), "cached_tokens"),
+        _number(reported, "prompt_cache_hit_tokens"),
+    )
+    usd = reported.get("cost")
+    is_price = isinstance(usd, int | float) and math.isfinite(usd) and usd > 0
+    return (
+        Usage(given, cached if cached <= given else 0, output),
+        usd if is_price else 0.0,
+        estimated,
+    )
+
+
+def _dict(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return row[name] if isinstance(row.get(name), dict) else {}
+
+
+def _number(row: Mapping[str, Any], *names: str) -> int:
+    """The largest sensible count under these names; 0 for none, and for what is no count."""
+    found = (row.get(name) for name in names)
+    good = (n for n in found if isinstance(n, int | float) and not isinstance(n, bool))
+    return max((int(n) for n in good if math.isfinite(n) and 0 <= n < 1e9), default=0)
+
+
+# ---- refusals: an HTTP status and what the server said
 
 REMEDIES = {
-    401: "check OPENAI_API_KEY, or use the embedded teacher with BAIZE_TIER=laptop",
+    401: "check OPENAI_API_KEY, or use a teacher on this machine with BAIZE_TIER=laptop",
+    402: "the account has no money left: add some, then run again to go on",
     403: "this key, project or country may not use it: see the account's limits",
     404: "check the model's name and base_url",
 }
+_NO_MONEY = re.compile(
+    r"insufficient[ _](?:quota|balance|funds|credit)|billing[ _]hard[ _]limit|billing_not_active"
+    r"|credit balance is too low|exceeded your current quota|payment required|out of credits"
+    r"|account.{0,20}(?:overdue|arrears)|余额不足|欠费",
+    re.IGNORECASE,
+)
+_FLAGGED = re.compile(
+    r"flagged|moderation|content[ _-]?(?:policy|filter|management)|inappropriate|safety|harmful"
+    r"|data_?inspection_?failed|prohibited|敏感|违规",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context|too (?:long|large|many tokens)|maximum.{0,20}(?:length|tokens)|max(?:imum)?_.*length"
+    r"|input.{0,20}(?:exceed|limit)|string_above_max",
+    re.IGNORECASE,
+)
+_NOT_TAKEN = re.compile(
+    r"unsupported|not supported|does not support|unknown|unrecognized|unexpected|not permitted"
+    r"|not allowed|extra (?:fields|inputs)|extra_forbidden|invalid (?:field|argument|parameter)"
+    r"|use '?max_",
+    re.IGNORECASE,
+)
+_WRONG_MODEL = re.compile(r"model.{0,12}(?:not|invalid|unknown|deprecat)|invalid_model", re.I)
+FIELDS = (
+    "max_completion_tokens", "max_tokens", "seed", "top_p", "temperature", "stop",
+    "repeat_penalty", "grammar", "response_format", "chat_template_kwargs",
+)  # fmt: skip
 
 
 def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
-    said = body if isinstance(body, dict) else {}
-    code = str(said.get("code") or "")
-    code = "" if code.isdigit() else code
-    text = " ".join(str(said.get("message") or "no reason given").split())[:300]
+    said = list(dict.fromkeys(_words_of(body)))
+    everything = " ".join(said)
+    text = " ".join((said or ["no reason given"])[0].split())[:300]
+    name = f"{status}: {text}"
+    if status == 402 or _NO_MONEY.search(everything):
+        return Failure("no money", f"{name}: {REMEDIES[402]}", error=RunStopped)
+    if 300 <= status < 400:
+        where = headers.get("location", "another address")
+        text = f"{status}: the server sends us on to {where}: set base_url to it if you trust it"
+        return Failure(str(status), text, error=RunStopped)
+    if status in (400, 403, 422) and _FLAGGED.search(everything):
+        return Failure("flagged", f"{name}: this request was refused for what it asks")
     if status in REMEDIES:
         error = KeyRejected if status == 401 else RunStopped
-        return Failure(str(status), f"{status}: {text}: {REMEDIES[status]}", error=error)
-    if code == "insufficient_quota":
-        remedy = "the account has no money left: add some, then run again to go on"
-        return Failure("no quota", f"{status}: {text}: {remedy}", error=RunStopped)
+        return Failure(str(status), f"{name}: {REMEDIES[status]}", error=error)
     if status == 429 or status >= 500 or status in (408, 409):
-        wait = _retry_after(headers)
-        if wait is not None and wait > LONGEST_WAIT:
-            remedy = f"the server asks to wait {wait:.0f} s: run again then to go on"
-            return Failure(str(status), f"{status}: {text}: {remedy}", error=RunStopped)
-        remedy = "wait a little and run again to go on"
-        billed = status in (408, 502, 504) or status > 511  # a gateway gave up, not the model
-        return Failure(str(status), f"{status}: {text}: {remedy}", billed, retry=True, wait=wait)
-    every_call = code.startswith("unsupported") or "model" in code
+        return _busy(status, name, headers)
+    if _TOO_LONG.search(everything) and not _NOT_TAKEN.search(everything):
+        return Failure("too long", f"{name}: this dialogue has outgrown the model's context")
+    field = _field_of(body, everything) if _NOT_TAKEN.search(everything) else ""
+    every_call = bool(field or _NOT_TAKEN.search(everything) or _WRONG_MODEL.search(everything))
     remedy = "change the request" + (": this model takes other settings" if every_call else "")
+    error = RunStopped if every_call else TeacherError
+    return Failure(str(status), f"{name}: {remedy}", error=error, field=field)
+
+
+def _busy(status: int, name: str, headers: Mapping[str, str]) -> Failure:
+    wait = _retry_after(headers)
+    if wait is not None and wait > LONGEST_WAIT:
+        remedy = f"the server asks to wait {wait:.0f} s: run again then to go on"
+        return Failure(str(status), f"{name}: {remedy}", error=RunStopped)
+    gave_up = status in (408, 502, 504) or (status > 511 and status != 529)  # perhaps billed
     return Failure(
-        str(status), f"{f'{status} {code}'.strip()}: {text}: {remedy}",
-        error=RunStopped if every_call else TeacherError,
+        str(status), f"{name}: wait a little and run again to go on", gave_up, retry=True,
+        crowded=status in (408, 429, 503, 504, 529), wait=wait,
     )  # fmt: skip
+
+
+def _words_of(body: Any) -> Iterator[str]:
+    """Every text a server put into an error, the most telling first, whatever its shape."""
+    if isinstance(body, str):
+        text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", body, flags=re.DOTALL | re.I)
+        yield " ".join(text.split())
+    elif isinstance(body, Mapping):
+        for key in ("message", "msg", "error", "detail", "errors", "reason", "title", "code",
+                    "type", "param", "loc", "metadata", "status"):  # fmt: skip
+            if body.get(key):
+                yield from _words_of(body[key])
+    elif isinstance(body, list | tuple):
+        for part in body:
+            yield from _words_of(part)
+    elif body is not None and not isinstance(body, bool):
+        yield str(body)
+
+
+def _field_of(body: Any, everything: str) -> str:
+    """The field of our request that an error names."""
+    if isinstance(body, Mapping) and str(body.get("param") or "") in FIELDS:
+        return str(body["param"])
+    named = [f for f in FIELDS if re.search(rf"(?<![\w]){f}(?![\w])", everything)]
+    if named[:2] == ["max_completion_tokens", "max_tokens"]:  # "use X instead of Y"
+        first = re.search(r"max_(?:completion_)?tokens", everything)
+        return first[0]
+    return named[0] if named else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -169,9 +321,12 @@ def read_broken_line(error: BaseException) -> Failure:
     if {"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"} & set(causes):
         text = "no connection: check the network and base_url, then run again to go on"
         return Failure("no connection", text, retry=True)
-    if "SocketTimeoutError" in causes or "TimeoutError" in causes:
+    if {"SocketTimeoutError", "TimeoutError"} & set(causes):
         return Failure(
             "timeout", "no answer in time: run again to go on, or raise timeout",
-            billed=True, retry=True,
+            billed=True, retry=True, crowded=True,
         )  # fmt: skip
+    if {"BadStatusLine", "BadHttpMessage", "InvalidURLError"} & set(causes):
+        text = "what answers there is no web server: check base_url"
+        return Failure("no web server", text, error=RunStopped)
     return Failure("dropped", "the connection broke: run again to go on", billed=True, retry=True)

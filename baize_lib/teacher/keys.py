@@ -1,63 +1,58 @@
-"""An API key that shows itself to nobody, and the places to look for one.
+"""Where an API key is looked for; it is kept as pydantic's SecretStr, which shows itself to nobody.
 
->>> Secret("sk-the-real-thing")
-<secret>
+>>> as_key("sk-the-real-thing")
+SecretStr('**********')
 """
 
 import getpass
 import os
 import re
 import sys
-from typing import Any
+
+from pydantic import SecretStr
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.errors import KeyRejected
 
-__all__ = [
-    "Secret",
-    "find_key",
-]
+__all__ = ["find_key"]
 
 
-class Secret:
-    """A key that shows itself to nobody: print, repr, format and pickle give no part of it."""
+def as_key(value: str | SecretStr) -> SecretStr:
+    """`value` without the space around it.
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value.strip()
-        if not re.fullmatch(r"[!-~]+", self._value):
-            raise KeyRejected(
-                "the API key is empty or holds a character no key has (a space, a line break, a "
-                "letter outside ASCII): copy it again",
-                kind="bad key",
-            )
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a key is not to be pickled")
+    Raises:
+        KeyRejected: it is empty, or holds a character that no key has.
+    """
+    text = (value.get_secret_value() if isinstance(value, SecretStr) else value).strip()
+    if not re.fullmatch(r"[!-~]+", text):
+        raise KeyRejected(
+            "the API key is empty or holds a character no key has (a space, a line break, a "
+            "letter outside ASCII): copy it again",
+            kind="bad key",
+        )
+    return SecretStr(text)
 
 
-def find_key() -> Secret:
-    """OpenAI's key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
+def find_key(*, needed: bool = True) -> SecretStr | None:
+    """The key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
+
+    Args:
+        needed: False for a server that may do without one: then nobody is asked to type it.
 
     Raises:
         BaizeError: there is none; the text says where to put it.
     """
     if found := os.environ.get("OPENAI_API_KEY") or _colab_secret():
-        return Secret(found)
+        return as_key(found)
+    if not needed:
+        return None
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     kernel = getattr(shell, "kernel", None)
     if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
-        return Secret(getpass.getpass("OpenAI API key (not shown, not stored): "))
+        return as_key(getpass.getpass("OpenAI API key (not shown, not stored): "))
     raise BaizeError(
-        "no OPENAI_API_KEY in the environment: set it, or use the embedded teacher with "
+        "no OPENAI_API_KEY in the environment: set it, or use a teacher on this machine with "
         "BAIZE_TIER=laptop"
     )
 

@@ -1,39 +1,66 @@
-"""teacher.local: moved."""
+"""A teacher on this machine: weights behind a server of their own, asked like any other teacher.
+
+Two engines. `openvino` (openvino-genai) answers many prompts at once and keeps what it has read;
+it serves the capable teachers where there is a wheel for it. `llama.cpp` (xllamacpp) runs
+everywhere, takes grammars, and serves the small model, which needs them.
+
+    async with local_teacher("qwen-1.5b", calls=Calls(run.calls_file)) as teacher:
+        line = await self_chat("Why do cats purr?", teacher)
+"""
 
 import atexit
 import functools
+import importlib.util
 import secrets
+from pathlib import Path
 from typing import Any
 
-from baize_lib.config import Tier
-from baize_lib.teacher.budget import Budget
-from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.keys import Secret
-from baize_lib.teacher.prices import price_of
+from pydantic import SecretStr
 
-__all__ = [
-    "local_teacher",
-    "teacher_for",
-]
+from baize_lib.config import BaizeError
+from baize_lib.models.weights import MODELS, model_file
+from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.calls import Calls
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.prices import FREE, Price
+
+__all__ = ["local_teacher", "teacher_for"]
+
+WEAK = ("smollm2-135m",)  # held to a form by grammars and worked examples
+SLOTS = {"openvino": 48, "llama.cpp": 8}  # calls answered at once; chosen by measurement
 
 
 def local_teacher(
-    *, num_slots: int = 4, context: int = 2048, budget: Budget | None = None
-) -> Teacher:
-    """The embedded model behind its own server, on a free loopback port with a random key.
+    name: str = "smollm2-135m", *, slots: int | None = None, context: int = 2048,
+    engine: str | None = None, calls: Calls | None = None, budget: Budget | float | None = None,
+) -> Teacher:  # fmt: skip
+    """A model of `models.weights`, or a GGUF file, on a free loopback port with a random key.
 
     Args:
-        num_slots: calls answered at the same time; more wait.
+        name: a key of `MODELS` or the path of a GGUF file; it is fetched if it is not here yet.
+        slots: calls answered at the same time; more wait. None takes what was measured best.
         context: tokens a dialogue may have, prompt and reply.
+        engine: "openvino" or "llama.cpp"; None takes the faster one that this machine has.
+        calls, budget: as of `Teacher`.
 
-    The server runs in this process, once for the same arguments, and ends with it. It keeps the
-    prompts it has read, so each turn of a dialogue reads only what is new. The same call with the
-    same seed gives the same text on a quiet server; among others, rounding may part the ways.
+    The server runs in this process, once for the same arguments, and ends with it. The same call
+    with the same seed gives the same text on a quiet server; among others, rounding may part the
+    ways.
+
+    Raises:
+        BaizeError: the weights or the engine are not to be had; the text says what to do.
     """
-    address, key = _local_server(num_slots, context)
+    weak = name in WEAK
+    has_openvino = importlib.util.find_spec("openvino_genai") is not None
+    engine = engine or ("openvino" if has_openvino and not weak else "llama.cpp")
+    if engine not in SLOTS:
+        raise BaizeError(f"engine={engine!r} is not known: use one of {', '.join(SLOTS)}")
+    slots = slots or (4 if weak else SLOTS[engine])
+    address, key = _server(str(model_file(name)), engine, slots, context)
+    title = name if name in MODELS else Path(name).stem
     return Teacher(
-        "embedded", base_url=f"{address}/v1", api_key=key, price=price_of("embedded"),
-        budget=budget, max_concurrency=num_slots, timeout=600.0,
+        title, base_url=f"{address}/v1", api_key=key, price=FREE, calls=calls, budget=budget,
+        max_concurrency=slots, timeout=600.0, weak=weak,
     )  # fmt: skip
 
 
@@ -41,16 +68,24 @@ _servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its o
 
 
 @functools.cache
-def _local_server(num_slots: int, context: int) -> tuple[str, Secret]:
-    import xllamacpp
+def _server(file: str, engine: str, slots: int, context: int) -> tuple[str, SecretStr]:
+    if engine == "openvino":
+        from baize_lib.teacher.openvino_server import serve_openvino
 
-    from baize_lib.models import embedded_model_file
-
-    key = Secret(secrets.token_urlsafe(24))
+        address, secret = serve_openvino(Path(file), slots=slots, context=context)
+        return address.removesuffix("/v1"), SecretStr(secret)
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise BaizeError(
+            f"no engine for a model on this machine ({error}): pip install xllamacpp or "
+            "openvino-genai, or name a server of your own with OPENAI_BASE_URL and BAIZE_TEACHER"
+        ) from error
+    key = SecretStr(secrets.token_urlsafe(24))
     params = xllamacpp.CommonParams()
-    params.model.path = str(embedded_model_file())
-    params.n_parallel, params.n_ctx = num_slots, num_slots * context
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key.reveal()]
+    params.model.path = file
+    params.n_parallel, params.n_ctx = slots, slots * context
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key.get_secret_value()]
     params.cpuparams.n_threads = _free_cores()
     params.cache_ram_mib = 256  # prompts kept for the next turn; llama.cpp's default is 8 GiB
     params.verbosity, params.ui = 0, False
@@ -71,11 +106,17 @@ def _free_cores() -> int:
     return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
 
 
-def teacher_for(tier: Tier, budget: Budget | None = None) -> Teacher:
-    """The teacher of a tier, under `budget` or the tier's own cap."""
-    budget = budget or Budget(usd=tier.budget_usd)
-    return (
-        local_teacher(budget=budget)
-        if tier.teacher == "embedded"
-        else Teacher(tier.teacher, budget=budget)
-    )
+def teacher_for(
+    name: str, *, price: Price | None = None, max_calls: int | None = None,
+    calls: Calls | None = None, budget: Budget | float | None = None,
+) -> Teacher:  # fmt: skip
+    """The teacher a tier or `BAIZE_TEACHER` names: weights on this machine, or a hosted model.
+
+    Args:
+        name: a key of `MODELS`, the path of a GGUF file, or a model at `OPENAI_BASE_URL`.
+        price: USD per million tokens of a hosted one; None looks it up.
+        max_calls: calls in flight at most; None as many as the server bears.
+    """
+    if name in MODELS or name.endswith(".gguf"):
+        return local_teacher(name, slots=max_calls, calls=calls, budget=budget)
+    return Teacher(name, price=price, calls=calls, budget=budget, max_concurrency=max_calls or 256)

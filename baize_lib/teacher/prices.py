@@ -9,8 +9,10 @@ import importlib.metadata
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from baize_lib.config import BaizeError
+from baize_lib.models.weights import MODELS
 
 __all__ = [
     "Usage",
@@ -94,64 +96,77 @@ class UnknownPrice(BaizeError):  # noqa: N818
     """No price is known for a model: it must be given, never taken as 0."""
 
 
-def price_of(model: str, *, year: int | None = None) -> Price:
+def price_of(model: str, *, base_url: str | None = None, year: int | None = None) -> Price:
     """Today's price of a hosted model from genai-prices' bundled table (no network).
 
     Args:
-        model: a name such as `gpt-4.1-nano`; "embedded" and "local" are free.
+        model: a name such as `gpt-4.1-nano`; "local" and the models of `models.weights` are free.
+        base_url: where it is asked; the table knows more models when told the address.
         year: 2023 gives what gpt-3.5-turbo cost when Baize was made; nothing else is known of
             the past.
 
-    For models priced by prompt length it is the price of short prompts. Where the table knows no
-    batch price the batch factor is 1, so that a forecast is never too low.
+    For models priced by prompt length it is the price of short prompts; for those priced by the
+    hour, that of the dearest one. Where the table knows no batch price the batch factor is 1: a
+    forecast is never too low.
 
     Raises:
         UnknownPrice: the table does not know the model.
     """
-    if model in ("embedded", "local"):
+    if model == "local" or model in MODELS:
         return replace(FREE, model=model)
     if year is not None:
         if (model, year) == (PRICE_2023.model, 2023):
             return PRICE_2023
         raise _unknown(model, f" in {year}")
+    address = None if base_url is None or "api.openai.com" in base_url else base_url
+    try:
+        prices = [_usd_per_million(model, address, hour) for hour in range(24)]
+    except (LookupError, ValueError):
+        if address is not None:
+            return price_of(model)
+        raise _unknown(model) from None
+    full, output, cached, *batch = (max(column) for column in zip(*prices, strict=True))
+    shares = [new / old for new, old in zip(batch, (full, output), strict=True) if old]
+    source = f"genai-prices {importlib.metadata.version('genai-prices')}"
+    factor = round(max(shares, default=1.0), 4)
+    return Price(model, full, output, cached, factor, source, _checked_on(model, address))
+
+
+def _usd_per_million(model: str, address: str | None, hour: int) -> tuple[float, ...]:
+    """USD per million tokens: input, output, cached input, and the first two through a batch."""
     from genai_prices import Usage as Tokens
     from genai_prices import calc_price
 
-    def usd_per_million(batch: bool, **tokens: int) -> float:
-        context = {"processing": "batch"} if batch else None
-        bill = calc_price(Tokens(**tokens), model_ref=model, price_context=context)
+    today = datetime.now(UTC).replace(hour=hour)
+
+    def usd(context: dict[str, str] | None, **tokens: int) -> float:
+        bill = calc_price(
+            Tokens(**tokens), model_ref=model, provider_api_url=address, price_context=context,
+            genai_request_timestamp=today,
+        )  # fmt: skip
         return float(bill.total_price * 1000)
 
-    try:
-        full = usd_per_million(False, input_tokens=1000)
-        output = usd_per_million(False, output_tokens=1000)
-        cached = usd_per_million(False, input_tokens=1000, cache_read_tokens=1000)
-        batch = [
-            usd_per_million(True, input_tokens=1000),
-            usd_per_million(True, output_tokens=1000),
-        ]
-    except LookupError:
-        raise _unknown(model) from None
-    factor = max(new / old for new, old in zip(batch, (full, output), strict=True) if old)
-    source = f"genai-prices {importlib.metadata.version('genai-prices')}"
-    return Price(model, full, output, cached, round(factor, 4), source, _checked_on(model))
+    read, written, batch = {"input_tokens": 1000}, {"output_tokens": 1000}, {"processing": "batch"}
+    return (
+        usd(None, **read), usd(None, **written), usd(None, **read, cache_read_tokens=1000),
+        usd(batch, **read), usd(batch, **written),
+    )  # fmt: skip
 
 
 def _unknown(model: str, when: str = "") -> UnknownPrice:
     return UnknownPrice(
-        f"no price is known for {model!r}{when}: give one, such as "
-        f"Price({model!r}, input=0.5, output=1.5) in USD per million tokens "
-        "(baize_lib.pricing.FREE for a server of your own)"
+        f"no price is known for {model!r}{when}: set BAIZE_TEACHER_PRICE=0.5/1.5 (USD per million "
+        f"tokens in and out; 0/0 for a server of your own), or give Price({model!r}, 0.5, 1.5)"
     )
 
 
-def _checked_on(model: str) -> str:
+def _checked_on(model: str, address: str | None) -> str:
     """When genai-prices last checked this model, else when it last checked any."""
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot = get_snapshot()
     checked = re.compile(r"(?:verified|checked|updated)(?: on)? (\d{4}-\d\d-\d\d)", re.IGNORECASE)
-    _, found = snapshot.find_provider_model(model, None, None, None)
+    _, found = snapshot.find_provider_model(model, None, None, address)
     own = checked.findall(found.price_comments or "")
     every = (m.price_comments or "" for p in snapshot.providers for m in p.models)
     return max(own or checked.findall("\n".join(every)), default="undated")

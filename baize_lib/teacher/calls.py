@@ -1,0 +1,398 @@
+"""One table of every call that can cost money: `runs/<run>/calls.sqlite`.
+
+A row is written *before* its call is made, with the most it can cost, and filled when the answer is
+here: on disk before anyone sees it. So the same table says what was spent and what was answered:
+
+    spent    is one sum over it; a call that may have been billed unseen counts at its bound
+    going on is running the same code again: an answered call is found by its key and costs nothing
+
+The key of a call is a hash of who is asked, what, how, and which attempt it is. Rows that are
+written at the same time share one commit, which keeps hundreds of calls a second durable.
+
+>>> table = Calls(None, Budget(usd=1))
+>>> with table.held():
+...     call = asyncio.run(table.begin(Call("k1", "chat", model="m"), usd=0.002, tokens=900))
+...     asyncio.run(table.answered(call, Usage(10, 0, 5), 0.001, "stop", "Hello"))
+...     table.find("k1").text, table.budget.spent_usd
+('Hello', 0.001)
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baize_lib.config import BaizeError
+from baize_lib.teacher.budget import PICO, Budget, Reservation
+from baize_lib.teacher.prices import Usage
+
+__all__ = ["Calls", "Call", "Found"]
+
+# One row a call. state: "begun", "answered", or "doubtful" (it may have been billed, unseen).
+# pico: picodollars; the bill is what is owed: the price of an answer, the bound of all others.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL, purpose TEXT NOT NULL, subject TEXT NOT NULL,
+  part TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, batch TEXT,
+  bound_pico INTEGER NOT NULL, bound_tokens INTEGER NOT NULL,
+  pico INTEGER, input INTEGER, cached_input INTEGER, output INTEGER, estimated INTEGER,
+  finish_reason TEXT, text TEXT);
+CREATE INDEX IF NOT EXISTS keys ON calls (key);
+CREATE INDEX IF NOT EXISTS subjects ON calls (purpose, subject);
+CREATE TABLE IF NOT EXISTS settings (purpose TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (tag TEXT PRIMARY KEY, step TEXT NOT NULL, file TEXT, name TEXT);
+CREATE VIEW IF NOT EXISTS bill AS SELECT *,
+  CASE state WHEN 'answered' THEN pico ELSE bound_pico END AS owed,
+  CASE state WHEN 'answered' THEN input + output ELSE bound_tokens END AS tokens FROM calls;
+PRAGMA user_version = 2;
+"""
+INSERT = """INSERT INTO calls
+  (id, key, purpose, subject, part, model, state, batch, bound_pico, bound_tokens)
+  VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?)"""
+ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_input = ?, output = ?,
+  estimated = ?, finish_reason = ?, text = ? WHERE id = ?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Which call it is: its key, what it is for, whom it belongs to, its part there, who is asked.
+
+    `Call(key, "self-chat", "general-001", "assistant 1", "gpt-4.1-nano")`
+    """
+
+    key: str
+    purpose: str
+    subject: str = ""
+    part: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer of a call that was paid for before."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    usd: float
+    estimated: bool
+
+
+class Calls:
+    """The table at `path` (None: in memory only) and the budget that its rows count against.
+
+    Inside `with calls.held():` this process alone may write to it; leaving the last one lets go.
+
+    Raises:
+        BaizeError: `path` belongs to an earlier version of the course.
+    """
+
+    def __init__(self, path: Path | str | None, budget: Budget | float | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.budget = budget if isinstance(budget, Budget) else Budget(usd=budget)
+        self._holders = 0
+        self._writes: list[tuple[str, tuple[Any, ...], asyncio.Future[None] | None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._one_writer = threading.Lock()
+        self._reserved: dict[int, Reservation] = {}
+        self._connection: sqlite3.Connection | None = None
+        self._refuse_earlier_format()
+
+    # ---- holding the file
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["Calls"]:
+        """Keep the table open and to ourselves.
+
+        Raises:
+            BaizeError: another process has it, the folder or disk refuses, or it is damaged.
+        """
+        if not self._holders:
+            self._open()
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._close()
+
+    def _open(self) -> None:
+        if self.path is None and self._connection:
+            return
+        self._lock = self._take_lock() if self.path else None
+        try:
+            self._connection = self._connect()
+            self._reader = self._connect() if self.path else self._connection
+            # calls that a dead process had begun: nobody knows whether they were billed
+            gone = "UPDATE calls SET state = 'doubtful' WHERE state = 'begun' AND batch IS NULL"
+            self._connection.execute(gone)
+            self._connection.commit()
+            self._last_id = self._connection.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
+            self._adopt_batches()
+            self.budget.start_from(*self._owed())
+        except BaseException as error:
+            self._close()
+            if isinstance(error, sqlite3.Error):
+                raise self._unwritable(error) from error
+            raise
+
+    def _take_lock(self) -> Any:
+        import filelock
+
+        lock = filelock.FileLock(self.path.with_suffix(".lock"), timeout=0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise BaizeError(
+                f"{self.path} is being written by another process: wait for it, stop it, or use "
+                "another run folder (BAIZE_RUN)"
+            ) from None
+        except NotImplementedError:
+            raise BaizeError(
+                f"the file system of {self.path} knows no locks, so two processes could pay twice: "
+                "set BAIZE_RUNS to a folder on a disk of this machine"
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return lock
+
+    def _connect(self) -> sqlite3.Connection:
+        where = ":memory:" if self.path is None else self.path
+        connection = sqlite3.connect(where, check_same_thread=False, isolation_level="DEFERRED")
+        if self.path:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(SCHEMA)
+        return connection
+
+    def _close(self) -> None:
+        """Write what still waits, then let go of everything, whatever fails on the way."""
+        if self.path is None:
+            return
+        try:
+            if self._connection:
+                self._write_now()
+        finally:
+            for connection in (self._connection, getattr(self, "_reader", None)):
+                if connection:
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.close()
+            self._connection = self._reader = None
+            self._reserved.clear()
+            self._lock.release()
+
+    def _unwritable(self, error: Exception) -> BaizeError:
+        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+            return BaizeError(
+                f"{self.path} is damaged ({error}): keep it aside for its bill and begin another "
+                "run folder (BAIZE_RUN); self_chat.jsonl still has the finished dialogues"
+            )
+        return BaizeError(
+            f"{self.path} cannot be written ({getattr(error, 'strerror', None) or error}): free "
+            "some disk space or choose a writable folder with BAIZE_RUNS, then run again; all that "
+            "was recorded is kept"
+        )
+
+    def _refuse_earlier_format(self) -> None:
+        if self.path and not self.path.exists():
+            old = sorted(self.path.parent.glob("*.calls.jsonl"))
+            old += sorted(self.path.parent.glob("*.settings.json"))
+            if old:
+                raise BaizeError(
+                    f"{self.path.parent} was collected by an earlier version of the course "
+                    f"({old[0].name}): its finished dialogues can be read and trained on as they "
+                    "are; to collect more, set BAIZE_RUN to a new name"
+                )
+
+    # ---- writing: rows wait for one shared commit
+
+    async def begin(self, call: Call, usd: float, tokens: int, batch: str | None = None) -> int:
+        """Reserve the most a call can cost and note it; on disk when this returns. Gives its id.
+
+        Raises:
+            BudgetExceeded: it does not fit into the budget; nothing is noted.
+        """
+        held = self.budget.reserve(usd, tokens)
+        self._last_id += 1
+        number = self._last_id
+        self._reserved[number] = held
+        row = (call.key, call.purpose, call.subject, call.part, call.model, batch)
+        try:
+            await self._written(INSERT, number, *row, held.picodollars, tokens)
+        except BaseException:
+            self.unbilled(number)
+            raise
+        return number
+
+    async def answered(
+        self, number: int, usage: Usage, usd: float, finish_reason: str, text: str,
+        *, estimated: bool = False,
+    ) -> None:  # fmt: skip
+        """Keep an answer and its bill; on disk when this returns."""
+        self.budget.settle(self._reserved.pop(number), usd, usage.total)
+        await self._written(
+            ANSWER, round(usd * PICO), usage.input, usage.cached_input, usage.output, estimated,
+            finish_reason, text, number,
+        )  # fmt: skip
+
+    def unbilled(self, number: int) -> None:
+        """Forget a call that certainly cost nothing."""
+        self.budget.release(self._reserved.pop(number))
+        self._write("DELETE FROM calls WHERE id = ?", number)
+
+    def doubtful(self, number: int) -> None:
+        """A call ended without an answer, and may have been billed: it counts at its bound."""
+        held = self._reserved.pop(number)
+        self.budget.settle(held, held.picodollars / PICO, held.tokens, uncertain=True)
+        self._write("UPDATE calls SET state = 'doubtful' WHERE id = ?", number)
+
+    def note_batch(self, tag: str, step: str, file: str = "", name: str = "") -> None:
+        """Remember, on disk at once, how far a batch is; step "" forgets it."""
+        if step:
+            row = (tag, step, file, name)
+            self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", *row)
+        else:
+            self._write("DELETE FROM batches WHERE tag = ?", tag)
+        self._write_now()
+
+    def _write_now(self) -> None:
+        waiting, self._writes = self._writes, []
+        self._transaction(waiting)
+        _tell(waiting, None)
+
+    async def _written(self, sql: str, *values: Any) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self._writes.append((sql, values, done))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write_all())
+        await asyncio.shield(done)
+
+    def _write(self, sql: str, *values: Any) -> None:
+        self._writes.append((sql, values, None))
+
+    async def _write_all(self) -> None:
+        while self._writes:
+            batch, self._writes = self._writes, []
+            try:
+                await asyncio.to_thread(self._transaction, batch)
+                _tell(batch, None)
+            except BaizeError as error:
+                _tell(batch, error)
+
+    def _transaction(self, batch: list[tuple[str, tuple[Any, ...], Any]]) -> None:
+        with self._one_writer:
+            try:
+                with self._connection:
+                    for sql, values, _ in batch:
+                        self._connection.execute(sql, values)
+            except sqlite3.Error as error:
+                raise self._unwritable(error) from error
+
+    # ---- reading
+
+    def find(self, key: str) -> Found | None:
+        """The answer of the call with this key, if there is one."""
+        row = self._reader.execute(
+            "SELECT text, finish_reason, input, cached_input, output, pico, estimated FROM calls "
+            "WHERE key = ? AND state = 'answered'", (key,)
+        ).fetchone()  # fmt: skip
+        if row is None:
+            return None
+        return Found(row[0], row[1], Usage(*row[2:5]), row[5] / PICO, bool(row[6]))
+
+    def _owed(self) -> tuple[int, int, int]:
+        """(picodollars spent, of them in doubt, tokens), calls that are under way left out."""
+        return self._connection.execute(
+            "SELECT total(owed), total(CASE state WHEN 'doubtful' THEN owed END), total(tokens) "
+            "FROM bill WHERE state != 'begun'"
+        ).fetchone()  # fmt: skip
+
+    def _adopt_batches(self) -> None:
+        """Hold the money of calls that wait in a batch: it is committed, cap or no cap."""
+        rows = self._connection.execute(
+            "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
+        )
+        for number, pico, tokens in rows:
+            if number not in self._reserved:
+                self._reserved[number] = self.budget.commit(pico, tokens)
+
+    def query(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """Rows of a SELECT over the view `bill` (the table and `owed`, picodollars), as dicts.
+
+        >>> Calls(None).query("SELECT count(*) AS calls FROM bill")
+        [{'calls': 0}]
+        """
+        with self.held():
+            found = self._connection.execute(sql, values)
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+    def claim(self, purpose: str, now: Mapping[str, Any]) -> None:
+        """Tie the table to settings (flat name -> value) on first use; refuse others later.
+
+        Raises:
+            BaizeError: it was begun with others; the text is the difference.
+        """
+        now = json.loads(json.dumps(now))
+        with self.held():
+            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
+            before = json.loads(rows[0]["value"]) if rows else now
+            changed = [
+                f"\n  {name}: {_short(before.get(name))} -> {_short(now.get(name))}"
+                for name in {**before, **now}
+                if before.get(name) != now.get(name)
+            ]
+            if changed:
+                raise BaizeError(
+                    f"{self.path} was begun with other settings:{''.join(changed)}\n"
+                    "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
+                )
+            if not rows:
+                self._write("INSERT INTO settings VALUES (?, ?)", purpose, json.dumps(now))
+                self._write_now()
+
+    def claim_list(self, purpose: str, items: Sequence[str]) -> None:
+        """Tie the table to a list that may only grow at its end.
+
+        Raises:
+            BaizeError: it was begun with another list.
+        """
+        with self.held():
+            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
+            before = json.loads(rows[0]["value"]) if rows else {"count": 0, "hash": _digest(())}
+            start = items[: before["count"]]
+            if len(items) >= before["count"] and _digest(start) != before["hash"]:
+                raise BaizeError(
+                    f"{self.path} was begun with other {purpose} (the first {len(start):,} differ): "
+                    "use the same, with new ones at the end, or another run folder (BAIZE_RUN)"
+                )
+            if len(items) > before["count"]:
+                now = json.dumps({"count": len(items), "hash": _digest(items)})
+                self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", purpose, now)
+                self._write_now()
+
+
+def _digest(items: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(item.encode("utf-8", "replace") + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _tell(batch: list[tuple[str, tuple[Any, ...], Any]], error: BaizeError | None) -> None:
+    for *_, done in batch:
+        if done is not None and not done.done():
+            done.set_exception(error) if error else done.set_result(None)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"

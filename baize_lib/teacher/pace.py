@@ -1,0 +1,97 @@
+"""How many calls may be in flight: additive increase, multiplicative decrease, as TCP does it.
+
+One place until the first success, so that a wrong key costs one call, then 16; doubling each round
+trip until the server first says "slow down", one more each round trip after it. One spell of
+refusals, however many calls it hits, halves the places once.
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+__all__ = ["Pace", "Rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What the teacher is doing now; rates over the last 500 answers at most."""
+
+    limit: int
+    in_flight: int
+    calls_per_second: float
+    tokens_per_second: float
+    num_slowdowns: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.calls_per_second:,.1f} calls/s, {self.tokens_per_second:,.0f} tokens/s, up to "
+            f"{self.limit} in flight, slowed {self.num_slowdowns} times by the server"
+        )
+
+
+class Pace:
+    """The places in flight, `most` of them at most."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit, self.in_flight, self.spells = most, 1.0, 0, 0
+        self._resume_at = 0.0  # no call starts before this time, after a Retry-After
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._answers: deque[tuple[float, int]] = deque(maxlen=500)  # (time, tokens)
+
+    async def enter(self) -> int:
+        """Wait for a place; gives the number of the present spell, to hand back afterwards."""
+        if self.in_flight < int(self.limit):
+            self.in_flight += 1
+        else:
+            place = asyncio.get_running_loop().create_future()
+            self._waiting.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self.leave()
+                raise
+        try:
+            while (wait := self._resume_at - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+        return self.spells
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        self._admit()
+
+    def answered(self, spell: int, tokens: int) -> None:
+        """An answer came: make room for more, unless the server asked for less meanwhile."""
+        self._answers.append((time.monotonic(), tokens))
+        if spell == self.spells and self.in_flight >= int(self.limit):
+            step = 1.0 if self.spells == 0 else 1.0 / self.limit
+            start = 16.0 if self.spells == 0 else 1.0
+            self.limit = min(max(self.limit + step, start), self.most)
+            self._admit()
+
+    def slow_down(self, spell: int, wait: float | None) -> None:
+        """The server is too busy: halve the places, once a spell; wait if it says how long."""
+        self._resume_at = max(self._resume_at, time.monotonic() + (wait or 0))
+        if spell == self.spells:
+            self.spells += 1
+            self.limit = max(1.0, self.limit / 2)
+
+    def _admit(self) -> None:
+        while self._waiting and self.in_flight < int(self.limit):
+            place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+    @property
+    def rate(self) -> Rate:
+        """The pace now: places, calls and tokens a second, and how often it was slowed."""
+        answers = list(self._answers)
+        seconds = answers[-1][0] - answers[0][0] if len(answers) > 1 else 0.0
+        calls, tokens = len(answers) - 1, sum(n for _, n in answers[1:])
+        per_second = (calls / seconds, tokens / seconds) if seconds else (0.0, 0.0)
+        return Rate(int(self.limit), self.in_flight, *per_second, self.spells)
