@@ -10,10 +10,16 @@ import torch
 from stub_server import StubServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from baize_lib import corpus
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.corpus import filters as corpus
-from baize_lib.corpus.defects import DEFECTS, count_defects, defects_for, not_chinese, personal_data
+from baize_lib.corpus.defects import (
+    DEFECTS,
+    count_defects,
+    defects_for,
+    other_language,
+    personal_data,
+)
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
 from baize_lib.corpus.statistics import statistics
 from baize_lib.dialogue import HEADER, LANGUAGES, Message, check_language, parse_transcript
@@ -33,7 +39,7 @@ from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.prices import Price
-from baize_lib.text import chinese_share, jaccard, near_duplicates
+from baize_lib.text import jaccard, language_of, near_duplicates
 from baize_lib.training.fit import fit
 from baize_lib.training.settings import TrainingSettings as TrainSettings
 from baize_lib.training.tokens import prompt_ids
@@ -133,7 +139,7 @@ def test_every_prompt_and_grammar_exists_in_every_language():
         assert set(prompts.QUESTION_GRAMMAR) == set(LANGUAGES)
         for domain in prompts.DOMAINS:
             said = prompts.assistant(domain, language, guardrail=True)
-            assert (chinese_share(said) > 0.9) == (language == "zh")
+            assert language_of(said) == language
             assert "root ::=" in prompts.reply_grammar(domain, language)
 
 
@@ -263,7 +269,7 @@ def test_chinese_dialogues_are_collected_and_kept(stub, tmp_path, name):
     assert (receipt.ok, receipt.left) == (6, 0)
     dialogues = list(read_dialogues(tmp_path / f"{name}.jsonl"))
     assert {d.num_turns for d in dialogues} == {2}
-    assert all(chinese_share(m.content) > 0.5 for d in dialogues for m in d.messages)
+    assert {language_of(m.content) for d in dialogues for m in d.messages} == {"zh"}
     filters = corpus.default_filters("zh")
     kept = corpus.apply_filters(dialogues, filters, near_duplicate=None)
     assert len(kept.kept) == 6
@@ -407,17 +413,19 @@ def test_words_of_a_chinese_reply_are_its_characters():
 
 
 @pytest.mark.parametrize(
-    ("text", "share"),
-    [("", 1.0), ("123！", 1.0), ("你好", 1.0), ("hello", 0.0), ("用Python写", 2 / 3),
-     ("カタカナ", 0.0)],
+    ("text", "language"),
+    [("", ""), ("123！", ""), ("你好", "zh"), ("用Python写一个排序函数", "zh"),
+     ("カタカナです", "ja"),
+     ("Dar es Salaam", ""), ("수도는 도도마입니다.", "ko"), ("繁體中文怎麼寫？", "zh")],
 )  # fmt: skip
-def test_the_share_of_chinese_counts_words_and_not_letters(text, share):
-    assert chinese_share(text) == pytest.approx(share)
+def test_the_language_of_a_short_text_is_told_or_left_open(text, language):
+    assert language_of(text) == language
 
 
 def test_a_short_latin_answer_is_given_the_benefit_of_the_doubt_and_a_short_korean_one_not():
-    assert not not_chinese("Dar es Salaam")
-    assert not_chinese("수도는 도도마입니다.")
+    differs = other_language("zh")
+    assert not differs(talk("首都在哪？", "Dar es Salaam"))
+    assert differs(talk("首都在哪？", "수도는 도도마입니다."))
 
 
 # ---- corpus --------------------------------------------------------------------------------------
@@ -491,7 +499,7 @@ def test_near_duplicate_seeds_are_compared_by_character():
 
 # ---- training, chat, evaluation ------------------------------------------------------------------
 
-TOKENIZER = AutoTokenizer.from_pretrained(student_dir())
+TOKENIZER = AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baize_lib import corpus
 from baize_lib.config import BaizeError
-from baize_lib.corpus import filters as corpus
 from baize_lib.corpus import formats as records
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
 from baize_lib.dialogue import Message

@@ -22,7 +22,7 @@ from operator import eq
 from typing import Any
 
 from baize_lib.dialogue import Dialogue, check_language
-from baize_lib.text import _CJK, _HAN, _prose, chinese_share, words
+from baize_lib.text import _CJK, declines, language_of, prose, words
 
 __all__ = [
     "DEFECTS",
@@ -37,9 +37,6 @@ __all__ = [
     "stops_midway",
     "asks_back",
     "as_an_ai",
-    "refuses",
-    "not_english",
-    "not_chinese",
 ]
 
 
@@ -68,12 +65,12 @@ _BRACKETS = ("[", "【", "<|")
 
 def dangles(text: str) -> bool:
     """It ends on a speaker's tag, or a part of one."""
-    return _any_in(_BRACKETS, text[-16:]) and bool(_TAG_AT_END.search(_prose(text)))
+    return _any_in(_BRACKETS, text[-16:]) and bool(_TAG_AT_END.search(prose(text)))
 
 
 def speaks_for_both(text: str) -> bool:
     """It shows a tag before its end, or labels for both speakers."""
-    text = _prose(text)
+    text = prose(text)
     if _any_in(_BRACKETS, text) and _TAG.search(_TAG_AT_END.sub("", text)):
         return True
     return len({bool(human) for human in _LABEL.findall(text)}) == 2
@@ -91,9 +88,9 @@ def loops(text: str) -> bool:
     In Chinese a clause of five characters is what a sentence of four words is in English, and a
     stutter needs no space between.
     """
-    text = _prose(text)
+    text = prose(text)
     said = words(text)
-    if _HAN.search(text) and _loops_zh(text):
+    if re.search(f"[{_CJK}]", text) and _loops_zh(text):
         return True
     if len(said) >= 24 and len(set(said)) < 0.6 * len(said) + 3:  # else it cannot repeat so much
         said = [word for word in said if not word.isdigit()]
@@ -111,7 +108,7 @@ def loops(text: str) -> bool:
 def _loops_zh(text: str) -> bool:
     clauses = Counter(part.strip() for part in _CLAUSE_END.split(text))
     again = (part for part, times in clauses.items() if times >= 3 and len(words(part)) >= 5)
-    return any(map(_HAN.search, again)) or bool(_STUTTER_ZH.search(text))
+    return any(re.search(f"[{_CJK}]", part) for part in again) or bool(_STUTTER_ZH.search(text))
 
 
 _NOT_PROSE = re.compile(r"\s|[-*•|#>\"“'「]|\d+[.)]|.*[=(){}<>_/\\]")
@@ -125,7 +122,7 @@ def stops_midway(text: str) -> bool:
     text = text.rstrip()
     if not text or not (text[-1].isalnum() or text[-1] in ",;:，、；："):
         return False
-    if len(words(text)) - len(_HAN.findall(text)) // 3 < 20:
+    if len(words(text)) - len(re.findall(f"[{_CJK}]", text)) // 3 < 20:
         return False
     return not _NOT_PROSE.match(text[text.rfind("\n") + 1 :])
 
@@ -135,7 +132,7 @@ _ADDRESSES = re.compile(r"\b(?:you|your|we|i|anything)\b|[你您]|吗|呢", re.I
 
 def asks_back(text: str) -> bool:
     """It ends by asking the human something; quoted and listed questions don't count."""
-    text = _prose(text).rstrip()
+    text = prose(text).rstrip()
     if not text.endswith(("?", "？")):
         return False
     asked = _SENTENCE_END.split(text[:-1])[-1]
@@ -175,31 +172,7 @@ _MODEL_MARKS = (
 
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
-    return _any_in(_MODEL_MARKS, text.lower()) and bool(_AS_AN_AI.search(_prose(text)))
-
-
-_REFUSAL = re.compile(
-    r"\bi ?(?:can't|cannot|can not|won't|will not|must decline|have to decline|refuse"
-    r"|(?:'m| am) (?:unable|not able|not going|not allowed))"
-    r"(?: to)?(?: be able to)?(?: in good conscience)? (?:help|assist|provide|answer|fulfill?"
-    r"|comply|support|give|offer|engage|condone|encourage|recommend|advise|discuss|create|write"
-    r"|generate|share|do th[ai][ts]|continue|participate|facilitate|promote|suggest|respond"
-    r"|complete|process|tell you|teach|show you)\b"
-    r"(?! (?:but|myself|it|feeling|laughing|smiling|wondering|thinking|noticing)\b)"
-    r"(?![^.!?\n]*\b(?:enough|highly)\b)"
-    r"|\bi(?:'m| am) sorry,? but i ?(?:can't|cannot|won't|'m unable|am unable|must)\b"
-    r"|(?:抱歉|对不起|很遗憾)[^。！？\n]{0,12}我[^。！？\n]{0,6}(?:不能|无法|不会|没办法|拒绝)"
-    r"|我(?:不能|无法|不会|没办法|拒绝)(?:[为向给](?:您|你))?"
-    r"(?:提供|协助|帮助|回答|帮[您你]|支持|满足|参与|鼓励)",
-    re.IGNORECASE,
-)
-_REFUSAL_MARKS = ("n't", "not", "decline", "refuse", "unable", "我")
-
-
-def refuses(text: str) -> bool:
-    """It declines within its first 400 characters (English, Chinese)."""
-    text = _prose(text[:400])
-    return _any_in(_REFUSAL_MARKS, text.lower()) and bool(_REFUSAL.search(text))
+    return _any_in(_MODEL_MARKS, text.lower()) and bool(_AS_AN_AI.search(prose(text)))
 
 
 def _any_in(marks: tuple[str, ...], text: str) -> bool:
@@ -207,47 +180,7 @@ def _any_in(marks: tuple[str, ...], text: str) -> bool:
     return any(map(text.__contains__, marks))
 
 
-_COMMON = {
-    "en": "the of and to is that it for you with this are was have be not they can from what",
-    "fr": "le les des est une dans pour que qui avec pas sur sont vous nous cette mais du et au",
-    "es": "el los las una es que para con por se del como pero más su son está y muy al",
-    "de": "der die das und ist nicht ein eine mit für auf den sie sich von dem auch wird zu ich",
-    "pt": "o os as uma é que para com não por se do da em mais como mas são ao você",
-    "it": "il gli della che di è per una con non sono del si più anche come nel questo alla ma",
-}
-_LANGUAGE_OF = {word: name for name, text in reversed(_COMMON.items()) for word in text.split()}
-_ENGLISH = frozenset(_COMMON["en"].split())
 _NOT_LATIN = re.compile(r"[\u0370-\u1cff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
-
-
-def not_chinese(text: str) -> bool:
-    """Outside code, fewer than half of its words are Chinese characters (see `chinese_share`).
-
-    Under twenty letters, all of them Latin, it gets the benefit of the doubt: a name, a term.
-    """
-    text = _prose(text)
-    letters = [c for c in text if c.isalpha()]
-    doubtful = len(letters) < 20 and all(c < "\u0250" for c in letters)
-    return not doubtful and chinese_share(text) < 0.5
-
-
-def not_english(text: str) -> bool:
-    """Most letters are not Latin, or its common words are those of fr, es, de, pt or it."""
-    text = _prose(text)
-    if not text.isascii():
-        num_letters = sum(map(str.isalpha, text))
-        if num_letters >= 8 and len(_NOT_LATIN.findall(text)) > 0.5 * num_letters:
-            return True
-    said = words(text)[:80]
-    if len(said) < 12 or len(_ENGLISH.intersection(said)) >= 5:
-        return False
-    hits = Counter(map(_LANGUAGE_OF.get, said))
-    del hits[None]
-    language, times = max(hits.items(), key=lambda hit: hit[1], default=("en", 0))
-    if language == "en" or times < max(0.15 * len(said), 2 * hits["en"]):
-        return False
-    return sum(_LANGUAGE_OF.get(word) == language for word in set(said)) >= 3  # "os", in code
-
 
 # ASCII: in Chinese, text runs into an address without a space
 _EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[\w-]+\.)+[a-z]{2,})\b", re.IGNORECASE | re.ASCII)
@@ -361,11 +294,15 @@ def _replies(rule: Callable[[str], Any]) -> Defect:
 def other_language(expected: str = "en") -> Defect:
     """A defect: messages in another language than `expected` ("en" or "zh").
 
-    By script, and for Latin script by the commonest words of six languages. It cannot tell
-    Chinese from Japanese written in kanji alone, sees no Latin-script language but those six, and
-    gives texts under 12 words, quotations and code the benefit of the doubt.
+    Fewer than six words, or what is in no language for sure, gets the benefit of the doubt.
     """
-    return _messages(not_chinese if check_language(expected) == "zh" else not_english)
+    check_language(expected)
+
+    def differs(text: str) -> bool:
+        enough = len(words(prose(text))) >= 6 or _NOT_LATIN.search(text)
+        return bool(enough) and language_of(text) not in ("", expected)
+
+    return _messages(differs)
 
 
 _TABLE: tuple[tuple[str, str, Defect], ...] = (
@@ -387,7 +324,7 @@ _TABLE: tuple[tuple[str, str, Defect], ...] = (
      _replies(lambda text: 0 < len(words(text)) < 3)),
     ("asks_back", "a reply ends by asking the human something", _replies(asks_back)),
     ("as_an_ai", "the assistant speaks of itself as an AI model", _replies(as_an_ai)),
-    ("refusal", "a reply declines; right for unsafe requests only", _replies(refuses)),
+    ("refusal", "a reply declines; right for unsafe requests only", _replies(declines)),
     ("other_language", "a message in another language than the corpus", other_language("en")),
     ("personal_data", "strings shaped like an e-mail, phone, card, IP address or key",
      lambda d: sum(len(list(personal_data(message.content))) for message in d.messages)),

@@ -24,7 +24,7 @@ from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
 from baize_lib.seeds.readers import read_source
 from baize_lib.seeds.seed import CHINESE, Seed, Tally
-from baize_lib.text import chinese_share
+from baize_lib.text import language_of, near_duplicates
 
 __all__ = [
     "Seeds",
@@ -198,13 +198,6 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _ASKS = re.compile("[?？]")
-_ENGLISH = set(
-    "the a an of to in is are do does i my how what why and for with can it".split()  # noqa: SIM905
-)
-_NOT_ENGLISH = set(
-    "el los las qué cómo por para que es der das und ist nicht wie ein eine les des une est pour "  # noqa: SIM905
-    "dans comment pourquoi quel il che di della perché um uma não com".split()
-)
 
 
 def _num_words(text: str) -> int:
@@ -215,15 +208,8 @@ def _num_words(text: str) -> int:
 
 
 def _in_other_language(text: str, language: str) -> bool:
-    """By script, and for English by its small words too. Lenient: a terse line of technical terms
-    is in no language in particular and stays, in Chinese while half of its words are characters."""
-    if language == "zh":
-        return chinese_share(text) < 0.5
-    num_letters = sum(map(str.isalpha, text))
-    if 2 * sum(c.isalpha() and c < "\u0250" for c in text) < num_letters:
-        return True
-    words = set(re.findall(r"\w+", text.lower()))
-    return len(words & _NOT_ENGLISH) >= 2 and not words & _ENGLISH
+    """A terse line of technical terms is in no language for sure, and stays."""
+    return language_of(text) not in ("", language)
 
 
 # reason -> (text, language) -> bool: drop it?
@@ -273,8 +259,6 @@ def _fingerprint(text: str) -> bytes:
 
 
 def _drop_near(seeds: list[Seed], threshold: float, tally: Tally) -> list[Seed]:
-    from baize_lib.similarity import near_duplicates
-
     groups = near_duplicates((seed.text for seed in seeds), threshold, width=1)
     later = {i for group in groups for i in group[1:]}
     for i in sorted(later):
