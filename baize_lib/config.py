@@ -39,8 +39,8 @@ class Tier:
     """How big a run is. `minutes`, `usd` and `gigabytes` are estimates, shown before anything runs.
 
     Attributes:
-        teacher: "embedded", or the name of a model behind an OpenAI-compatible address.
-        base_model: the student: "embedded", or a model name on the Hugging Face hub.
+        teacher: "smollm2-135m", or the name of a model behind an OpenAI-compatible address.
+        base_model: the student: "smollm2-135m", or a model name on the Hugging Face hub.
         max_tokens: cap of one assistant reply, tokens.
         batch_size: dialogues an optimiser step; `micro_tokens`: padded tokens computed at once.
         max_length: cap of one training row, tokens.
@@ -74,15 +74,15 @@ TIERS = {
     for tier in (
         Tier(
             name="ci", seed_mix={"general": 0.75, "medical": 0.25},
-            num_seeds=8, num_turns=2, max_tokens=100, teacher="embedded", budget_usd=0.01,
-            base_model="embedded", precision="float32", num_epochs=1, lr=1e-3,
+            num_seeds=8, num_turns=2, max_tokens=100, teacher="smollm2-135m", budget_usd=0.01,
+            base_model="smollm2-135m", precision="float32", num_epochs=1, lr=1e-3,
             batch_size=4, micro_tokens=1024, rank=8, max_length=256,
             eval_max_tokens=32, minutes=3, usd=0, gigabytes=2,
         ),
         Tier(
             name="laptop", seed_mix={"general": 0.5, "programming": 0.35, "medical": 0.15},
-            num_seeds=48, num_turns=3, max_tokens=120, teacher="embedded", budget_usd=1,
-            base_model="embedded", precision="float32", num_epochs=3, lr=1e-3,
+            num_seeds=48, num_turns=3, max_tokens=120, teacher="smollm2-135m", budget_usd=1,
+            base_model="smollm2-135m", precision="float32", num_epochs=3, lr=1e-3,
             batch_size=4, micro_tokens=1024, rank=8, max_length=512,
             eval_max_tokens=120, minutes=12, usd=0, gigabytes=4,
         ),

@@ -30,7 +30,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def base():
-    return load_base("embedded", "float32")
+    return load_base("smollm2-135m", "float32")
 
 
 def write_adapter(folder, seed, card=None, config=None):
@@ -40,7 +40,7 @@ def write_adapter(folder, seed, card=None, config=None):
     from transformers import AutoConfig, LlamaForCausalLM
 
     with quiet(), torch.device("meta"):
-        model = LlamaForCausalLM(config or AutoConfig.from_pretrained(student_dir()))
+        model = LlamaForCausalLM(config or AutoConfig.from_pretrained(student_dir("smollm2-135m")))
         peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
     torch.manual_seed(seed)
     weights = {
@@ -51,7 +51,7 @@ def write_adapter(folder, seed, card=None, config=None):
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     peft.peft_config["default"].save_pretrained(folder)
-    card = {"base_model": "embedded", "template": TEMPLATE, "language": "en"} | (card or {})
+    card = {"base_model": "smollm2-135m", "template": TEMPLATE, "language": "en"} | (card or {})
     (folder / "baize_run.json").write_text(json.dumps(card))
     return folder
 
@@ -205,7 +205,7 @@ def test_a_reply_stops_at_the_length_allowed(base):
 def tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(student_dir())
+    return AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
 
 
 @settings(deadline=None)
@@ -247,7 +247,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(chat):
 @pytest.mark.parametrize(
     ("card", "says"),
     [
-        ({"base_model": "huggyllama/llama-7b"}, "base_model 'huggyllama/llama-7b'.*'embedded'"),
+        ({"base_model": "huggyllama/llama-7b"}, "base_model 'huggyllama/llama-7b'.*'smollm2-135m'"),
         ({"template": "baize-v1"}, f"template 'baize-v1'.*{TEMPLATE!r}".replace("+", r"\+")),
     ],
 )
@@ -272,7 +272,7 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(base, tmp_path):
 def replace_config(**changes):
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(student_dir())
+    config = AutoConfig.from_pretrained(student_dir("smollm2-135m"))
     for name, value in changes.items():
         setattr(config, name, value)
     return config

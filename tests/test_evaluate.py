@@ -328,11 +328,11 @@ def test_a_call_that_may_have_been_billed_is_in_the_log_and_counts_against_the_b
 
 def test_a_real_base_and_a_real_adapter_answer_and_the_log_says_who_they_were(log):
     folder = data_dir() / "adapter"
-    chat = ChatModel(load_base("embedded", "float32"), {"recorded": folder})
+    chat = ChatModel(load_base("smollm2-135m", "float32"), {"recorded": folder})
     attempts = ask(chat, PROMPTS[:2], ("base", "recorded"), log=log, max_tokens=6, temperature=0.0)
     assert len(attempts) == 4
     lines = {line["model"]: line for line in read_jsonl(log)}
-    assert {line["base"] for line in lines.values()} == {"embedded in float32"}
+    assert {line["base"] for line in lines.values()} == {"smollm2-135m in float32"}
     weights = sha256_of(folder / "adapter_model.safetensors")
     assert [line["adapter"] for line in lines.values()] == ["", weights[:16]]
     assert all(0 < a.turns[0]["num_tokens"] <= 6 and a.turns[0]["seconds"] > 0 for a in attempts)

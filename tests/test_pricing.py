@@ -69,7 +69,7 @@ def test_only_one_price_of_the_past_is_known():
 
 def test_the_embedded_model_is_free_and_its_shadow_price_is_not():
     usage = Usage(input=100_000, cached_input=90_000, output=50_000)
-    assert price_of("embedded").cost(usage) == FREE.cost(usage) == 0
+    assert price_of("smollm2-135m").cost(usage) == FREE.cost(usage) == 0
     shadows = shadow_cost(usage)
     assert len(shadows) == len(SHADOW_TEACHERS)
     assert all(shadow.usd > 0 and shadow.as_of for shadow in shadows)

@@ -106,7 +106,7 @@ class TestTurns:
         stub.log.clear()
 
         async def main():
-            async with Teacher("embedded", base_url=stub.url, api_key="k", price=FREE) as teacher:
+            async with Teacher("smollm2-135m", base_url=stub.url, api_key="k", price=FREE) as teacher:
                 await self_chat(SEED, teacher, TWO_TURNS)
 
         asyncio.run(main())

@@ -27,7 +27,7 @@ from baize_lib.training.loss import held_out_loss
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.tokens import IGNORED, encode, prompt_ids
 
-TOKENIZER = AutoTokenizer.from_pretrained(student_dir())
+TOKENIZER = AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
 FAST = TrainingSettings(
     dropout=0, batch_size=4, lr=5e-3, num_epochs=1, checkpoint_every=0, compute="float32"
 )  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_dialogue_without_a_reply_is_refused():
 
 
 def test_a_tokenizer_without_an_end_token_is_refused():
-    endless = AutoTokenizer.from_pretrained(student_dir())
+    endless = AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
     endless.eos_token = None
     with pytest.raises(BaizeError, match="no end token"):
         encode(talk("a", "b"), endless)

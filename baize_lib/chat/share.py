@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.files import write_atomic
-from baize_lib.models.weights import EMBEDDED_TITLE
+from baize_lib.models.weights import MODELS
 from baize_lib.training.lora import read_card
 
 __all__ = [
@@ -22,13 +22,12 @@ __all__ = [
 if TYPE_CHECKING:
     from baize_lib.models import Base
 
-EMBEDDED_ON_HUB = f"HuggingFaceTB/{EMBEDDED_TITLE}"
-
 
 def model_card(adapter_dir: Path | str, *, teacher: str) -> str:
     """Write the adapter's README.md (the hub's model-card format) and return it."""
     card = read_card(adapter_dir)
-    base = EMBEDDED_ON_HUB if card["base_model"] == "embedded" else card["base_model"]
+    name = card["base_model"]
+    base = MODELS[name].original if name in MODELS else name
     held_out = "not measured"
     if card["loss_after"] is not None:
         held_out = f"{card['loss_before']:.3f} before, {card['loss_after']:.3f} after"

@@ -53,7 +53,7 @@ def check_environment(tier: Tier | None = None) -> EnvironmentReport:
     """Look at this machine before anything is spent on it; each failure comes with its fix."""
     tier = tier or current_tier()
     checks = [_check_python(), *map(_check_package, PACKAGES)]
-    if tier.teacher == "embedded":
+    if tier.teacher == "smollm2-135m":
         checks.append(_check_package("xllamacpp"))
     else:
         checks.append(_check_key(tier))

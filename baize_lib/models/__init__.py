@@ -9,7 +9,7 @@ from baize_lib.models.shapes import (
     Shape,
     trainable_parameters,
 )
-from baize_lib.models.weights import EMBEDDED_TITLE, embedded_model_file, quiet, student_dir
+from baize_lib.models.weights import MODELS, model_file, quiet, student_dir
 
 __all__ = [
     "Shape",
@@ -23,8 +23,8 @@ __all__ = [
     "PRECISIONS",
     "compute_precision",
     "computing_in",
-    "EMBEDDED_TITLE",
-    "embedded_model_file",
+    "MODELS",
+    "model_file",
     "student_dir",
     "quiet",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.models.shapes import BYTES_PER_WEIGHT, Shape
-from baize_lib.models.weights import EMBEDDED_TITLE, quiet, student_dir
+from baize_lib.models.weights import MODELS, quiet, student_dir
 
 __all__ = [
     "Base",
@@ -37,7 +37,7 @@ class Base:
     Attributes:
         model: a transformers causal language model.
         tokenizer: its tokenizer; it has an end token.
-        name: what was asked for: "embedded", a hub name or a folder.
+        name: what was asked for: a key of `MODELS`, a hub name or a folder.
         precision: one of `PRECISIONS` except "auto".
         reason: why this precision, for the reader.
         attached: the adapters on it, kept by `lora.attach` and `lora.select`.
@@ -51,11 +51,11 @@ class Base:
     attached: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def load_base(name: str = "embedded", precision: str = "auto", *, on_cpu: bool = False) -> Base:
+def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False) -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
     Args:
-        name: "embedded", a model name on the Hugging Face hub, or a folder.
+        name: a key of `MODELS`, a model name on the Hugging Face hub, or a folder.
         precision: one of `PRECISIONS`.
         on_cpu: leave the weights in main memory, for `parallel.shard` to spread.
 
@@ -66,7 +66,7 @@ def load_base(name: str = "embedded", precision: str = "auto", *, on_cpu: bool =
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = str(student_dir()) if name == "embedded" else name
+    path = str(student_dir(name)) if name in MODELS else name
     precision, reason = _choose_precision(precision)
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     try:
@@ -88,8 +88,8 @@ def load_base(name: str = "embedded", precision: str = "auto", *, on_cpu: bool =
         raise BaizeError(f"the tokenizer of {name} has no end token: choose another base model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.name_or_path = f"HuggingFaceTB/{EMBEDDED_TITLE}" if name == "embedded" else name
-    print(f"{EMBEDDED_TITLE if name == 'embedded' else name} in {precision}: {reason}")
+    model.name_or_path = MODELS[name].original if name in MODELS else name
+    print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
     return Base(model.eval(), tokenizer, name, precision, reason)
 
 
@@ -196,7 +196,7 @@ def _need_memory(name: str, shape: "Shape", precision: str, device: str) -> None
     if device == "cpu" and shape.num_parameters > 3e9:
         raise BaizeError(
             f"{size} and this machine has no GPU: use one (Colab: Runtime > Change runtime type), "
-            "or base_model='embedded'"
+            "or base_model='smollm2-135m'"
         )
     have = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
     if needed > have:
@@ -212,5 +212,5 @@ def _why_not_loaded(name: str, precision: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
     return (
         f"base model {name!r} could not be loaded ({first}): check the name and the network (a "
-        "gated model needs `hf auth login`), or use base_model='embedded', which needs neither"
+        "gated model needs `hf auth login`), or use base_model='smollm2-135m', which needs neither"
     )

