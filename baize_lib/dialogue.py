@@ -38,6 +38,7 @@ __all__ = [
     "render",
     "check_roles",
     "parse_transcript",
+    "fenced",
     "to_chat",
     "from_chat",
     "to_sharegpt",
@@ -158,6 +159,81 @@ def _split_header(messages: Sequence[Message], language: str) -> tuple[str, Sequ
     if messages and messages[0].role == "system":
         return messages[0].content, messages[1:]
     return HEADER[check_language(language)], messages
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A block of code in a text, from its first mark to the end of its closing fence's line.
+
+    Attributes:
+        info: what follows the opening marks, usually a language ("python", "js title=a.js").
+        code: the lines between the fences, without the opening fence's own indentation.
+        start, end: the whole block is `text[start:end]`.
+        closed: whether there is a closing fence; without one the block runs to the text's end.
+    """
+
+    info: str
+    code: str
+    start: int
+    end: int
+    closed: bool
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
+_MARKS = re.compile(
+    r"((?<!`)`{3,}+|(?<!~)~{3,}+)([^`~\r\n]*)$"
+)  # "```python", "~~~~ {.js n=1}", "```"
+_MARGIN = re.compile(r"[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?")  # "    ", "> ", "- ", "1. "
+
+
+def fenced(text: str) -> list[Fence]:
+    """The fenced blocks of code of a text, in order: ``` or ~~~, three marks or more.
+
+    As in CommonMark, the closing fence has the same marks, at least as many, and no info; a list
+    or a quote may hold the block. Two things are as models write them: a fence may open after a
+    colon or a speaker's tag, and one that opens with the same marks and an info string where
+    another is still open means that the end of that one was forgotten.
+
+    >>> [(block.info, block.code) for block in fenced("Like this:\\n~~~js\\nlet a\\n~~~\\nDone.")]
+    [('js', 'let a\\n')]
+    """
+    blocks: list[Fence] = []
+    opened: tuple[str, str, str, int, int] | None = None  # margin, marks, info, its start, code's
+    for line in _LINE.finditer(text):
+        found = _MARKS.search(line[0].rstrip())
+        if not found:
+            continue
+        before, marks, info = line[0][: found.start()], found[1], found[2].strip()
+        alone = bool(_MARGIN.fullmatch(before))
+        if opened and marks.startswith(opened[1]):
+            if not info and alone:
+                blocks.append(_block(text, opened, line.start(), line.end(), True))
+                opened = None
+                continue
+            if info and marks == opened[1]:
+                blocks.append(_block(text, opened, line.start(), line.start(), False))
+                opened = None
+        if not opened and (alone or before.rstrip().endswith(_BEFORE_CODE)):
+            margin = before if alone else ""
+            opened = (margin, marks, info, line.start() + len(before), line.end())
+    if opened:
+        blocks.append(_block(text, opened, len(text), len(text), False))
+    return blocks
+
+
+_BEFORE_CODE = (":", "：", "]", "】", "*")  # "Like this: ```python", "[AI] ```", "**AI:** ```"
+
+
+def _block(
+    text: str, opened: tuple[str, str, str, int, int], code_end: int, end: int, closed: bool
+) -> Fence:
+    margin, _, info, start, code_start = opened
+    code = text[code_start:code_end]
+    if quotes := margin.count(">"):
+        code = re.sub(rf"(?m)^(?:[ \t]*>){{1,{quotes}}} ?", "", code)
+    elif margin:
+        code = re.sub(rf"(?m)^[ \t]{{1,{len(margin)}}}", "", code)
+    return Fence(info, code, start, end, closed)
 
 
 @dataclass(frozen=True, slots=True)
