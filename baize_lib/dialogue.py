@@ -17,7 +17,7 @@ The conversation between human and AI assistant.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,6 @@ __all__ = [
     "check_roles",
     "parse_transcript",
     "fenced",
-    "to_chat",
-    "from_chat",
-    "to_sharegpt",
-    "from_sharegpt",
-    "to_baize_record",
-    "from_baize_record",
 ]
 
 
@@ -331,91 +325,3 @@ def _whole_exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> Itera
         spoken = spoken[:-1]
     for role, content in spoken:
         yield Message(role, content)
-
-
-def to_chat(dialogue: Dialogue | Sequence[Message]) -> dict[str, Any]:
-    """`{"messages": [{"role", "content"}, …]}`: what TRL, OpenAI and Axolotl read."""
-    messages = dialogue.messages if isinstance(dialogue, Dialogue) else dialogue
-    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
-
-
-def from_chat(row: dict[str, Any]) -> Dialogue:
-    """A dialogue from a chat row or a ledger line.
-
-    Raises:
-        BaizeError: `messages` is missing or malformed.
-    """
-    try:
-        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
-    except (KeyError, TypeError) as error:
-        raise BaizeError(
-            f"a chat row needs 'messages', a list of role and content ({error!r}); "
-            f"it has {sorted(row) if isinstance(row, dict) else type(row).__name__}"
-        ) from error
-    seed = row.get("seed") or {}
-    seed = seed if isinstance(seed, dict) else {"text": str(seed)}
-    return Dialogue(messages, str(row.get("id", "")), seed.get("text", ""), seed.get("source", ""))
-
-
-_SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
-}  # fmt: skip
-
-
-def to_sharegpt(dialogue: Dialogue) -> dict[str, Any]:
-    """`{"id", "conversations": [{"from": "human" | "gpt", "value"}, …]}`."""
-    speaker = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": speaker[m.role], "value": m.content} for m in dialogue.messages]
-    return {"id": dialogue.id, "conversations": turns}
-
-
-def from_sharegpt(row: dict[str, Any]) -> Dialogue:
-    """A dialogue from a ShareGPT row.
-
-    Raises:
-        BaizeError: `conversations` is missing, or a speaker is unknown.
-    """
-    try:
-        messages = tuple(
-            Message(_SHAREGPT_ROLES[turn["from"].lower()], turn["value"])
-            for turn in row["conversations"]
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BaizeError(
-            f"a ShareGPT row needs 'conversations', a list of from and value, with known speakers "
-            f"({', '.join(_SHAREGPT_ROLES)}): {error!r}"
-        ) from error
-    return Dialogue(messages, str(row.get("id", "")))
-
-
-def to_baize_record(dialogue: Dialogue, *, language: str = "en") -> dict[str, str]:
-    """The released corpus's record, `{"topic", "input"}`; its last tag dangles, as released."""
-    text = render(dialogue.messages, language=language)
-    return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
-
-
-def from_baize_record(row: dict[str, Any]) -> tuple[Dialogue, tuple[str, ...]]:
-    """A dialogue, and its defects, from a released record; its header may be in any language.
-
-    Raises:
-        BaizeError: `input` is missing.
-    """
-    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-        raise BaizeError("a released Baize record needs 'topic' and 'input', both texts")
-    found = parse_transcript(row["input"])
-    expected = ("text before the first tag", *_dangling(row["input"]))
-    defects = tuple(_without(found.defects, expected))
-    return Dialogue(found.messages, seed=str(row.get("topic", ""))), defects
-
-
-def _dangling(text: str) -> tuple[str, ...]:
-    return ("empty turn",) if text.rstrip().endswith(HUMAN_TAG) else ()
-
-
-def _without(defects: Iterable[str], expected: Iterable[str]) -> list[str]:
-    left = list(defects)
-    for defect in expected:
-        if defect in left:
-            left.remove(defect)
-    return left

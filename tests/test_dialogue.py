@@ -5,21 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baize_lib.config import BaizeError
+from baize_lib.corpus.formats import (
+    from_baize_record,
+    from_chat,
+    from_sharegpt,
+    to_baize_record,
+    to_chat,
+    to_sharegpt,
+)
 from baize_lib.dialogue import (
     AI_TAG,
     HUMAN_TAG,
     Dialogue,
     Message,
     check_roles,
-    from_baize_record,
-    from_chat,
-    from_sharegpt,
     parse_transcript,
     pieces,
     render,
-    to_baize_record,
-    to_chat,
-    to_sharegpt,
 )
 
 

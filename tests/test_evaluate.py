@@ -15,7 +15,7 @@ from stub_server import StubServer
 
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.dialogue import from_chat
+from baize_lib.corpus.formats import from_chat
 from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts, read_attempts
 from baize_lib.evaluation.checks import CHECKS, Verdict, check
 from baize_lib.evaluation.prompts import load_prompts  # fmt: skip

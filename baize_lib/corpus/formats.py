@@ -13,28 +13,20 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.dialogue import (
-    Dialogue,
-    Message,
-    from_baize_record,
-    from_chat,
-    from_sharegpt,
-    to_baize_record,
-    to_chat,
-    to_sharegpt,
-)
+from baize_lib.dialogue import HUMAN_TAG, Dialogue, Message, parse_transcript, render
 from baize_lib.files import write_jsonl
 from baize_lib.teacher.prices import Usage
 
 __all__ = [
     "Collected",
+    "from_chat",
     "read_dialogues",
     "read_sample",
     "write_dialogues",
@@ -201,6 +193,94 @@ def _cut_turns(row: dict[str, Any], num_turns: int) -> tuple[int, ...]:
     last_only = ["stop"] * (num_turns - 1) + [row.get("finish_reason")]
     reasons = row.get("finish_reasons") or last_only
     return tuple(i for i, reason in enumerate(reasons) if reason in ("length", "content_filter"))
+
+
+def to_chat(dialogue: Dialogue | Sequence[Message]) -> dict[str, Any]:
+    """`{"messages": [{"role", "content"}, …]}`: what TRL, OpenAI and Axolotl read."""
+    messages = dialogue.messages if isinstance(dialogue, Dialogue) else dialogue
+    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+
+
+def from_chat(row: dict[str, Any]) -> Dialogue:
+    """A dialogue from a chat row or a ledger line.
+
+    Raises:
+        BaizeError: `messages` is missing or malformed.
+    """
+    try:
+        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+    except (KeyError, TypeError) as error:
+        raise BaizeError(
+            f"a chat row needs 'messages', a list of role and content ({error!r}); "
+            f"it has {sorted(row) if isinstance(row, dict) else type(row).__name__}"
+        ) from error
+    seed = row.get("seed") or {}
+    seed = seed if isinstance(seed, dict) else {"text": str(seed)}
+    return Dialogue(messages, str(row.get("id", "")), seed.get("text", ""), seed.get("source", ""))
+
+
+_SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
+}  # fmt: skip
+
+
+def to_sharegpt(dialogue: Dialogue) -> dict[str, Any]:
+    """`{"id", "conversations": [{"from": "human" | "gpt", "value"}, …]}`."""
+    speaker = {"user": "human", "assistant": "gpt", "system": "system"}
+    turns = [{"from": speaker[m.role], "value": m.content} for m in dialogue.messages]
+    return {"id": dialogue.id, "conversations": turns}
+
+
+def from_sharegpt(row: dict[str, Any]) -> Dialogue:
+    """A dialogue from a ShareGPT row.
+
+    Raises:
+        BaizeError: `conversations` is missing, or a speaker is unknown.
+    """
+    try:
+        messages = tuple(
+            Message(_SHAREGPT_ROLES[turn["from"].lower()], turn["value"])
+            for turn in row["conversations"]
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BaizeError(
+            f"a ShareGPT row needs 'conversations', a list of from and value, with known speakers "
+            f"({', '.join(_SHAREGPT_ROLES)}): {error!r}"
+        ) from error
+    return Dialogue(messages, str(row.get("id", "")))
+
+
+def to_baize_record(dialogue: Dialogue, *, language: str = "en") -> dict[str, str]:
+    """The released corpus's record, `{"topic", "input"}`; its last tag dangles, as released."""
+    text = render(dialogue.messages, language=language)
+    return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
+
+
+def from_baize_record(row: dict[str, Any]) -> tuple[Dialogue, tuple[str, ...]]:
+    """A dialogue, and its defects, from a released record; its header may be in any language.
+
+    Raises:
+        BaizeError: `input` is missing.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+        raise BaizeError("a released Baize record needs 'topic' and 'input', both texts")
+    found = parse_transcript(row["input"])
+    expected = ("text before the first tag", *_dangling(row["input"]))
+    defects = tuple(_without(found.defects, expected))
+    return Dialogue(found.messages, seed=str(row.get("topic", ""))), defects
+
+
+def _dangling(text: str) -> tuple[str, ...]:
+    return ("empty turn",) if text.rstrip().endswith(HUMAN_TAG) else ()
+
+
+def _without(defects: Iterable[str], expected: Iterable[str]) -> list[str]:
+    left = list(defects)
+    for defect in expected:
+        if defect in left:
+            left.remove(defect)
+    return left
 
 
 _WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {

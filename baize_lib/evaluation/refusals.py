@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.corpus.formats import Collected, read_dialogues
-from baize_lib.dialogue import Dialogue, from_chat
+from baize_lib.corpus.formats import Collected, from_chat, read_dialogues
+from baize_lib.dialogue import Dialogue
 from baize_lib.evaluation.checks import check
 from baize_lib.files import read_jsonl
 from baize_lib.seeds.clean import load_seeds

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import data_dir
-from baize_lib.dialogue import from_chat
+from baize_lib.corpus.formats import from_chat
 from baize_lib.files import read_jsonl
 from baize_lib.models.base import Base, computing_in, load_base
 from baize_lib.models.weights import quiet
