@@ -1,14 +1,11 @@
 """Base models load with the reason of their precision, or say what to do instead."""
 
-import subprocess
-import sys
-
 import pytest
 
 from baize_lib.config import BaizeError
 from baize_lib.models import base as models
 from baize_lib.models.base import load_base
-from baize_lib.models.shapes import ARTICLE_SHAPES, Shape
+from baize_lib.models.shapes import ARTICLE_SHAPES, Shape, trainable_parameters
 
 
 def test_the_small_base_loads_quietly_with_its_reason(capfd):
@@ -32,7 +29,7 @@ def test_an_unknown_precision_is_refused_with_the_known_ones():
 
 def test_a_model_that_cannot_be_reached_is_named_with_a_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BaizeError, match="'nobody/nothing'.*embedded"):
+    with pytest.raises(BaizeError, match="'nobody/nothing'.*smollm2-135m"):
         load_base("nobody/nothing")
 
 
@@ -45,11 +42,4 @@ def test_a_large_model_without_a_gpu_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("size", "trained"), [("7B", 17.9), ("13B", 28.0), ("30B", 54.6)])
 def test_the_published_counts_of_trained_parameters_come_out(size, trained):
-    assert round(models.trainable_parameters(size) / 1e6, 1) == trained
-
-
-def test_importing_the_room_loads_nothing_heavy():
-    heavy = "[m for m in ('torch', 'transformers', 'peft', 'bitsandbytes') if m in sys.modules]"
-    code = f"import sys, baize_lib.models, baize_lib.train, baize_lib.chat; print({heavy})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert round(trainable_parameters(size) / 1e6, 1) == trained
