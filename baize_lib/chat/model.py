@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+OWN_LAYOUT = "own layout"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One reply. `stopped_by` is "end" (the end token), "tag" (it began to speak for somebody
@@ -46,7 +49,10 @@ class Answer:
 
 
 class ChatModel:
-    """A base model and adapters by name; `model="base"` is always there.
+    """A base model and adapters by name; `model="base"` and `"own layout"` are always there.
+
+    "base" is the base model in Baize's layout, "own layout" the same weights spoken to through the
+    chat template they were tuned with.
 
     Args:
         base: from `models.load_base`.
@@ -74,7 +80,7 @@ class ChatModel:
 
         Args:
             messages: alternating, the user's last; the oldest turns are left out to fit.
-            model: "base" or the name of an adapter.
+            model: "base", "own layout" or the name of an adapter.
             sampling: as in `reply_batch`.
         """
         return self.reply_batch([messages], model, **sampling)[0]
@@ -124,7 +130,8 @@ class ChatModel:
         import torch
 
         adapter, layout = self._adapter(model), self._layout(model)
-        layout["language"] = language or layout["language"]
+        if layout:
+            layout["language"] = language or layout["language"]
         prompts = [self._prompt(messages, max_tokens, layout) for messages in conversations]
         writers = [_Writer(self.base.tokenizer, ids, max_tokens, seed) for ids in prompts]
         decoder = _Decoder(self.base, adapter, prompts)
@@ -139,15 +146,20 @@ class ChatModel:
             select(self.base, None)
 
     def _adapter(self, model: str) -> str | None:
-        if model == "base":
+        if model in ("base", OWN_LAYOUT):
             return None
         if model not in self.adapters:
-            known = ", ".join(["base", *self.adapters])
+            known = ", ".join(["base", OWN_LAYOUT, *self.adapters])
             raise BaizeError(f"model {model!r} is not loaded: use one of {known}")
         return attach(self.base, self.adapters[model])
 
     def _layout(self, model: str) -> dict[str, Any]:
-        """How the dialogues that the model was trained on were laid out, from its card."""
+        """How the dialogues that the model was trained on were laid out, from its card.
+
+        Empty for the base's own layout.
+        """
+        if model == OWN_LAYOUT:
+            return {}
         card = {} if model == "base" else read_card(self.adapters[model])
         end_token = card.get("settings", {}).get("end_token", True)
         return {"language": card.get("language", "en"), "end_token": end_token}
@@ -159,7 +171,7 @@ class ChatModel:
         kept = list(messages)
         first = 1 if kept and kept[0].role == "system" else 0
         while True:
-            ids = prompt_ids(kept, self.base.tokenizer, **layout)
+            ids = prompt_ids(kept, self.base.tokenizer, **layout) if layout else self._own_ids(kept)
             if len(ids) + max_tokens <= self.context:
                 return ids
             if len(kept) < first + 3:
@@ -168,6 +180,13 @@ class ChatModel:
                     f"the context of {self.context}: shorten it or lower max_tokens"
                 )
             del kept[first : first + 2]
+
+    def _own_ids(self, messages: Sequence[Message]) -> list[int]:
+        tokenizer = self.base.tokenizer
+        if not tokenizer.chat_template:
+            raise BaizeError(f"{self.base.name} was tuned for no chat layout: ask it as 'base'")
+        rows = [{"role": m.role, "content": m.content} for m in messages]
+        return list(tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"])
 
 
 class _Writer:
