@@ -19,7 +19,7 @@ from baize_lib.files import read_jsonl, text_hash
 from baize_lib.seeds.seed import Seed
 from baize_lib.selfchat.collect import collect
 from baize_lib.selfchat.prompts import SelfChatSettings
-from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.prices import Price, Usage
 
@@ -42,7 +42,12 @@ def life(url: str, path: str, num_seeds: int, concurrency: int) -> None:
 
     async def main() -> None:
         async with Teacher(
-            "stub", base_url=url, api_key="sk-test", price=PRICE, max_concurrency=concurrency
+            "stub",
+            base_url=url,
+            api_key="sk-test",
+            price=PRICE,
+            max_concurrency=concurrency,
+            calls=Calls(Path(path).with_name("calls.sqlite")),
         ) as teacher:
             await collect(seeds_of(num_seeds), teacher, SETTINGS, path)
 
@@ -72,7 +77,7 @@ def kill_run(
     """Collect, killed `kills` times after a random time each, then to the end.
 
     lost: finished dialogues once on disk and not there in the end; doubled: dialogues of one seed
-    beyond the first; at_most: calls the ledger says may have been paid for unseen.
+    beyond the first; at_most: calls the table says may have been paid for unseen.
     """
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["kill_run", "openai", "aiohttp", "httpx2"])
@@ -96,15 +101,16 @@ def kill_run(
 
 
 def _count(path: Path, seen: set[str], kills: int, stub: StubServer) -> Outcome:
-    rows = list(read_jsonl(path))
-    ids = [row["id"] for row in rows if row["status"] == "ok"]
-    recorded = sum(len(row["calls"]) for row in rows)
-    budget = Budget().replay(rows)
+    ids = [row["id"] for row in read_jsonl(path) if row["status"] == "ok"]
+    calls = Calls(path.with_name("calls.sqlite"))
+    [table] = calls.query(
+        "SELECT sum(state = 'answered') AS answered, sum(state = 'doubtful') AS doubtful FROM bill"
+    )
     return Outcome(
         kills=kills, dialogues=len(ids), lost=len(seen - set(ids)),
-        doubled=len(ids) - len(set(ids)), answered=stub.answered, recorded=recorded,
-        paid_again=stub.answered - recorded,
-        at_most=sum(row["calls_in_doubt"] for row in rows),
+        doubled=len(ids) - len(set(ids)), answered=stub.answered, recorded=table["answered"],
+        paid_again=stub.answered - table["answered"], at_most=table["doubtful"],
         usd_answered=PRICE.cost(Usage(stub.input, 0, stub.output)),
-        usd_recorded=budget.spent_usd - budget.uncertain_usd, usd_uncertain=budget.uncertain_usd,
+        usd_recorded=calls.budget.spent_usd - calls.budget.uncertain_usd,
+        usd_uncertain=calls.budget.uncertain_usd,
     )  # fmt: skip

@@ -6,5 +6,6 @@ from baize_lib.selfchat.prompts import SelfChatSettings, system_prompt
 from baize_lib.selfchat.strategies import self_chat
 
 __all__ = [
-    "bill_by_role_and_turn", "forecast", "collect", "SelfChatSettings", "system_prompt", "self_chat",
+    "bill_by_role_and_turn", "forecast", "collect", "SelfChatSettings", "system_prompt",
+    "self_chat",
 ]  # fmt: skip

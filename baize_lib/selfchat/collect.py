@@ -30,8 +30,9 @@ from baize_lib.selfchat.bill import Receipt
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.selfchat.strategies import self_chat
 from baize_lib.teacher.budget import PICO, BudgetExceeded
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.errors import Halted
+from baize_lib.teacher.errors import Halted, Waiting
 from baize_lib.teacher.meter import CostMeter
 
 __all__ = ["collect"]
@@ -98,6 +99,7 @@ class _Session:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.teacher.start()
 
     async def _worker(self, todo: Iterator[tuple[Seed, int]]) -> None:
         for seed, attempt in todo:
@@ -105,6 +107,8 @@ class _Session:
                 return
             try:
                 line = await self_chat(seed, self.teacher, self.settings, attempt=attempt)
+            except Waiting:  # for the next batch
+                continue
             except Halted:
                 return
             except BudgetExceeded:
@@ -132,20 +136,21 @@ class _Session:
         self.statuses[status] += 1
         self.replies += len(line["finish_reasons"])
         self.cut += line["finish_reasons"].count("length")
+        why = line["reason"] or (line["ended"] if line["ended"].startswith("empty") else "")
         if status == "ok":
             self.done.add(name)
             self.failed.pop(name, None)
-            self.useless_in_a_row = 0
         else:
             self.failed[name] = line["attempt"]
-            self.reasons[line["reason"]] += 1
-            self.useless_in_a_row += 1
+        if why:  # a dialogue whose calls were paid for in vain may still have a turn to keep
+            self.reasons[why] += 1
+        self.useless_in_a_row = self.useless_in_a_row + 1 if why else 0
         if self.meter:
             self.meter.add(line)
         if self.useless_in_a_row >= USELESS_IN_A_ROW:
             raise BaizeError(
                 f"{USELESS_IN_A_ROW} dialogues in a row came to nothing, the last one with: "
-                f"{line['reason']}. Nothing is lost: when the cause is mended, go on with "
+                f"{why}. Nothing is lost: when the cause is mended, go on with "
                 "collect(..., retry_failed=True)"
             )
 
@@ -182,19 +187,24 @@ async def collect(
     """
     settings, path, began = settings or SelfChatSettings(), Path(path), time.monotonic()
     seeds = _as_seeds(seeds)
-    teacher.halted = False
+    if teacher.calls.path is None:  # what is paid for here is kept beside the dialogues
+        teacher.calls = Calls(path.with_name("calls.sqlite"), teacher.budget)
+    teacher.start()
     with teacher.calls.held(), _appending(path) as file:
-        teacher.calls.claim("self-chat", asdict(settings) | {"teacher": teacher.model})
-        teacher.calls.claim_list("self-chat seeds", [f"{s.id}\0{s.text}" for s in seeds])
+        name = os.path.relpath(path, teacher.calls.path.parent)
+        teacher.calls.claim(name, asdict(settings) | {"teacher": teacher.model})
+        teacher.calls.claim_list(f"seeds of {name}", (f"{s.id}\0{s.text}" for s in seeds))
         session = _Session(teacher, settings, meter, file)
         session.read_file()
         already, [before] = len(session.done), teacher.calls.query(SPENT)
+        earlier = dict(session.failed)
         try:
-            while True:
-                todo = _todo(seeds, session, retry_failed)
+            again = True
+            while again:  # once, or as often as a batch has brought answers
+                session.stopped = ""
+                todo = _todo(seeds, session, earlier, retry_failed)
                 await session.work(todo, concurrency or teacher.max_concurrency)
-                if session.stopped or not await teacher.next_round():
-                    break
+                again = await teacher.next_round()
         finally:
             if session.stopped not in ("", "budget"):
                 print(
@@ -223,13 +233,16 @@ def _receipt(
 
 
 def _todo(
-    seeds: Iterable[Seed], session: _Session, retry_failed: bool
+    seeds: Iterable[Seed], session: _Session, earlier: dict[str, int], retry_failed: bool
 ) -> Iterator[tuple[Seed, int]]:
-    """(seed, number of the attempt) for each seed that is still to be done."""
-    earlier = dict(session.failed)
+    """(seed, number of the attempt) for each seed that is still to be done.
+
+    `earlier`: attempts of those that had failed before this collection.
+    """
     for seed in seeds:
-        if seed.id not in session.done and (retry_failed or seed.id not in earlier):
-            yield seed, earlier.get(seed.id, 0) + 1
+        before, now = earlier.get(seed.id, 0), session.failed.get(seed.id, 0)
+        if seed.id not in session.done and now == before and (retry_failed or not before):
+            yield seed, before + 1
 
 
 def _as_seeds(seeds: Iterable[Seed | str]) -> tuple[Seed, ...]:

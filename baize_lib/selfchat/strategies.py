@@ -127,12 +127,12 @@ async def _turns(talk: Talk) -> str:
     for turn in range(1, settings.num_turns + 1):
         text, reason = await _reply_to(talk, question, turn)
         if not text:
-            return _why_empty(reason, settings.max_tokens)
+            return _why_empty("reply", reason, "max_tokens", settings.max_tokens)
         talk.keep(question, text, reason)
         if turn < settings.num_turns:
-            question = await _next_question(talk, turn + 1)
+            question, why = await _next_question(talk, turn + 1)
             if not question:
-                return "no more questions"
+                return why
     return "num_turns"
 
 
@@ -147,20 +147,18 @@ async def _reply_to(talk: Talk, question: str, turn: int) -> tuple[str, str]:
     )  # fmt: skip
 
 
-def _why_empty(reason: str, max_tokens: int) -> str:
-    remedy = (
-        f": its thoughts filled all {max_tokens} tokens, so raise max_tokens"
-        if reason == "length"
-        else ""
-    )
-    return f"empty reply ({reason}){remedy}"
+def _why_empty(what: str, reason: str, name: str, cap: int) -> str:
+    """Why a text that was paid for is empty; `name` is the setting that caps it."""
+    thought = f": its thoughts filled all {cap} tokens, so raise {name}"
+    return f"empty {what} ({reason})" + (thought if reason == "length" else "")
 
 
-async def _next_question(talk: Talk, turn: int) -> str:
-    """What the human asks next, each try a little bolder; "" when there is nothing new to ask."""
+async def _next_question(talk: Talk, turn: int) -> tuple[str, str]:
+    """(what the human asks next, each try a little bolder, or "", and why there is nothing)."""
     settings, temperature = talk.settings, talk.settings.question_temperature
     shown = prompts.question_messages(talk.seed, talk.messages, settings, talk.teacher.weak)
     grammar = prompts.question_grammar(settings.language)
+    why = "no more questions"
     for number in range(QUESTION_TRIES):
         text, reason = await talk.ask(
             f"user {turn}", shown, max_tokens=settings.question_tokens,
@@ -169,10 +167,12 @@ async def _next_question(talk: Talk, turn: int) -> str:
         )  # fmt: skip
         question = clean_question(text)
         if says_end(text):
-            return ""
+            break
         if reason == "stop" and question and _is_new(question, talk):
-            return question
-    return ""
+            return question, ""
+        if not text and reason == "length":
+            why = _why_empty("question", reason, "question_tokens", settings.question_tokens)
+    return "", why
 
 
 def _is_new(question: str, talk: Talk) -> bool:
@@ -191,6 +191,8 @@ async def _transcript(talk: Talk) -> str:
         max_tokens=settings.transcript_tokens, temperature=settings.temperature,
         extra={"repeat_penalty": 1.1} if talk.teacher.weak else None,
     )  # fmt: skip
+    if not text:
+        return _why_empty("transcript", reason, "max_tokens", settings.transcript_tokens)
     found = parse_transcript(text)
     talk.defects += found.defects
     messages = [{"role": m.role, "content": m.content} for m in found.messages]
@@ -212,7 +214,7 @@ async def _rewritten(talk: Talk) -> str:
     for turn, question in enumerate(questions, start=1):
         text, reason = await _reply_to(talk, question, turn)
         if not text:
-            return _why_empty(reason, talk.settings.max_tokens)
+            return _why_empty("reply", reason, "max_tokens", talk.settings.max_tokens)
         talk.keep(question, text, reason)
     return ended
 

@@ -1,346 +1,252 @@
-"""Self-chat through the OpenAI Batch API: half the price, an answer within a day.
+"""The Batch API: the same calls at half the price, answered within a day, round by round.
 
-One call per dialogue (the `transcript` strategy), so that a batch is a file of independent
-requests. The steps, each remembered in `self_chat.batch.json` before the next is begun, so that a
-process killed anywhere goes on from there and no batch is bought twice:
+A `BatchTeacher` puts a call off: it is noted in the table of calls, its money held at the batch
+price, and `Waiting` raised. `next_round()` sends all that is wanted, waits, and fills the table.
+Then the same code runs again: what was answered is found, each dialogue gets to its next call. So
+every strategy works, and whatever else asks a teacher; `collect` goes through the rounds by itself:
 
-    write     self_chat.batch-TAG.jsonl, one request a line
-    upload    the file -> its id
-    submit    a batch of it, marked with the tag; one that has this tag already is taken instead
-    wait      asking now and then; the batch goes on without us
-    ingest    answers and failures into the ledger; rows that may succeed go into the next round
+    teacher = BatchTeacher("gpt-4.1-nano", calls=Calls(run.calls_file, budget=5))
+    receipt = await collect(seeds, teacher, SelfChatSettings(), run.self_chat)
 
-Money for the whole batch is reserved, at the batch price, before it is submitted.
+How far a batch is stands in the table before the next step is taken, so that a process killed
+anywhere goes on from there and no batch is bought twice:
 
-    receipt = await collect_batch(seeds, teacher, Settings(strategy="transcript"), run.ledger)
+    ""          noted; forgotten if the process dies now, for nothing was sent
+    uploaded    the file of requests lies at the provider
+    submitted   as a batch marked with our tag; one that has this tag already is taken instead
+    (gone)      its answers are in the table; a row that failed for now is wanted again
 """
 
 import asyncio
-import contextlib
-import itertools
 import json
 import secrets
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
 
 from baize_lib.config import BaizeError
-from baize_lib.files import read_jsonl, write_atomic, write_jsonl
-from baize_lib.seeds.seed import Seed
-from baize_lib.selfchat.bill import Receipt
-from baize_lib.selfchat.collect import (
-    Session,
-    claim,
-    ledger_line,
-    sampling_seed,
-    todo,
-    transcript_line,
+from baize_lib.teacher.calls import Call
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.errors import (
+    Failure,
+    RunStopped,
+    ServerAnswer,
+    TeacherError,
+    Waiting,
+    read_answer,
+    read_refusal,
 )
-from baize_lib.selfchat.prompts import SelfChatSettings, transcript_request
-from baize_lib.teacher.budget import BudgetExceeded, Reservation
-from baize_lib.teacher.client import Teacher, token_bound
-from baize_lib.teacher.errors import Failure, ServerAnswer, read_answer, read_refusal
-from baize_lib.teacher.ledger import Ledger
-from baize_lib.teacher.meter import CostMeter
 from baize_lib.teacher.prices import Usage
 
-__all__ = [
-    "collect_batch",
-    "state_file",
-]
-
-
-_Row = tuple[Seed, int, int]  # seed, number of the attempt, number of the try within it
+__all__ = ["BatchTeacher"]
 
 MOST_ROWS, MOST_BYTES = 50_000, 180_000_000  # the API allows 50,000 requests and 200 MB
+MOST_TRIES = 3  # batches that a row is sent with before its call has failed
 ENDPOINT = "/v1/chat/completions"
 ENDED = ("completed", "expired", "cancelled", "failed")
+ROWS_OF = "SELECT id, key FROM calls WHERE batch = ? AND state = 'begun'"
 
 
-def state_file(ledger: Path | str) -> Path:
-    """Where the step of the batch under way is kept; it is there only while there is one."""
-    return Path(ledger).with_suffix(".batch.json")
+@dataclass(slots=True)
+class _Sheet:
+    """The requests of one batch to come, in a file without a name."""
+
+    tag: str = field(default_factory=lambda: secrets.token_hex(8))
+    lines: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    num_rows: int = 0
+
+    def add(self, key: str, bound: Usage, request: Mapping[str, Any]) -> None:
+        name = f"{key}.{bound.input}.{bound.output}"  # comes back beside the answer
+        row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": request}
+        self.lines.write(json.dumps(row).encode() + b"\n")
+        self.num_rows += 1
 
 
-async def collect_batch(
-    seeds: Iterable[Seed],
-    teacher: Teacher,
-    settings: SelfChatSettings | None = None,
-    ledger: Path | str = "self_chat.jsonl",
-    *,
-    retry_failed: bool = False,
-    meter: CostMeter | None = None,
-    max_rounds: int = 3,
-    poll_seconds: float = 30.0,
-) -> Receipt:
-    """Make one dialogue of every seed that has none yet, by batches; call it again to go on.
-
-    Args:
-        retry_failed: also try again the seeds whose dialogue failed or was rejected.
-        max_rounds: how often a row is submitted before it is recorded as failed.
-        poll_seconds: time between two questions whether a batch is done.
-
-    Returns:
-        The receipt; `stopped` is "budget" if the rest of the seeds did not fit into it.
-
-    Raises:
-        BaizeError: the strategy is not `transcript`, the ledger was begun otherwise, or the API
-            refuses the batch; the text says why.
-        asyncio.CancelledError: interrupted; the batch goes on and is fetched by the next call.
+class BatchTeacher(Teacher):
+    """A `Teacher` whose calls wait for a batch; all its arguments, and `poll_seconds`, the time
+    between two questions whether a batch is done.
     """
-    settings, path = settings or SelfChatSettings(strategy="transcript"), Path(ledger)
-    if settings.strategy != "transcript":
-        raise BaizeError(
-            "a batch cannot ask follow-up questions: use SelfChatSettings(strategy='transcript'), or "
-            "collect() for turns"
-        )
-    seeds, began = seeds if isinstance(seeds, Collection) else tuple(seeds), time.monotonic()
-    with Ledger(path) as opened:
-        claim(path, seeds, teacher.model, settings)
-        session = Session(opened, teacher, settings, meter)
-        session.read_ledger()
-        rounds = _Rounds(session, {seed.id: seed for seed in seeds}, max_rounds, poll_seconds)
-        try:
-            await rounds.run(todo(seeds, opened, retry_failed))
-        except asyncio.CancelledError:
-            print("interrupted: the batch goes on without us; run the same again to fetch it")
-            raise
-        finally:
-            rounds.release()
-            session.remember_counted()
-        return session.receipt(seeds, time.monotonic() - began)
 
+    def __init__(self, model: str, *, poll_seconds: float = 30.0, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._poll_seconds = poll_seconds
+        self._sheets: list[_Sheet] = []
+        self._wanted: set[str] = set()  # keys of the calls on the sheets
+        self._tries: Counter[str] = Counter()
+        self._failed: dict[str, Failure] = {}  # key -> what is to be told when it is asked again
 
-class _Rounds:
-    """Batch after batch until every seed has a line; each batch is also one row's one try."""
-
-    def __init__(
-        self, session: Session, seeds: Mapping[str, Seed], max_rounds: int, poll_seconds: float
-    ) -> None:
-        self.session, self.seeds = session, seeds
-        self.teacher, self.settings = session.teacher, session.settings
-        self.max_rounds, self.poll_seconds = max_rounds, poll_seconds
-        self.state_path = state_file(session.ledger.path)
-        self.held: list[Reservation] = []
-        self.unaffordable: list[_Row] = []  # the row the budget had no room for
-
-    async def run(self, waiting: Iterator[tuple[Seed, int]]) -> None:
-        state = self._read_state()
-        again = await self._finish(state) if state else []
-        self._sweep()
-        rows = itertools.chain(again, ((seed, attempt, 1) for seed, attempt in waiting))
-        while state := self._write(rows):
-            again = await self._finish(state)
-            rows = itertools.chain(self.unaffordable, again, rows)
-
-    def _write(self, rows: Iterator[_Row]) -> dict[str, Any] | None:
-        """Reserve and write one batch; None when nothing is left, or no money for any row."""
-        tag, self.unaffordable = secrets.token_hex(8), []
-        requests = list(self._affordable(rows))
-        if not requests:
-            self.session.closing = "budget" if self.unaffordable else ""
-            return None
-        name = f"{self.session.ledger.path.stem}.batch-{tag}.jsonl"
-        write_jsonl(self.state_path.with_name(name), requests)
-        return self._save({"step": "written", "tag": tag, "requests": name})
-
-    def _affordable(self, rows: Iterator[_Row]) -> Iterator[dict[str, Any]]:
-        size = 0
-        for seed, attempt, number_of_try in rows:
-            if seed.id in self.session.ledger.done:
-                continue  # by the batch that an earlier process had left behind
-            body = self._body(seed, attempt)
+    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> ServerAnswer:
+        """Put the call off; raises `Waiting`, or what became of it in its batch."""
+        self._check_halted()
+        failure = self._failed.pop(call.key, self._stopped)
+        if failure:
+            raise failure.error(f"{self.model} at {self.host}: {failure.text}", failure.kind)
+        if call.key not in self._wanted and not self.calls.in_batch(call.key):
+            self._wanted.add(call.key)
+            sheet = self._sheet()
             try:
-                self._reserve(body)
-            except BudgetExceeded:
-                self.unaffordable = [(seed, attempt, number_of_try)]
-                return
-            name = f"{attempt}.{number_of_try}.{seed.id}"
-            yield {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": body}
-            size += len(json.dumps(body))
-            if len(self.held) == MOST_ROWS or size > MOST_BYTES:
-                return
+                usd = self.price.cost(bound, batch=True)
+                await self.calls.begin(call, usd, bound.total, batch=sheet.tag)
+            except BaseException:
+                self._wanted.discard(call.key)
+                raise
+            sheet.add(call.key, bound, self._as_sent(request))
+        raise Waiting("this call waits for the next batch", "waiting")
 
-    def _sweep(self) -> None:
-        """Remove requests that were written and never begun."""
-        for stale in self.state_path.parent.glob(f"{self.session.ledger.path.stem}.batch-*.jsonl"):
-            stale.unlink()
+    def _sheet(self) -> _Sheet:
+        last = self._sheets[-1] if self._sheets else None
+        if last is None or last.num_rows >= MOST_ROWS or last.lines.tell() > MOST_BYTES:
+            self._sheets.append(_Sheet())
+        return self._sheets[-1]
 
-    def _body(self, seed: Seed, attempt: int) -> dict[str, Any]:
-        request = transcript_request(seed, self.settings)
-        return self.teacher.body(
-            **request, top_p=self.settings.top_p, seed=sampling_seed(seed.id, attempt, 0)
-        )
+    async def next_round(self) -> bool:
+        """Send what is wanted, wait for every batch under way, and take in what they answer.
 
-    def _reserve(self, body: Mapping[str, Any]) -> None:
-        bound = _bound(body, self.settings)
-        usd = self.teacher.price.cost(bound, batch=True)
-        self.held.append(self.teacher.budget.reserve(usd, bound.total))
+        Returns:
+            Whether running the same code again gets on; False if nothing was wanted.
 
-    def release(self) -> None:
-        """Give back what is held for rows that were not ingested."""
-        while self.held:
-            self.teacher.budget.release(self.held.pop())
+        Raises:
+            BaizeError: a batch was refused; the text names the line.
+            RunStopped: a batch was cancelled in the provider's console: its answers are kept.
+            asyncio.CancelledError: interrupted; the batches go on and are fetched by the next call.
+        """
+        with self.calls.held():
+            while self._sheets:
+                await self._upload(self._sheets[-1])
+                self._sheets.pop()
+            self._wanted.clear()
+            under_way = self.calls.query("SELECT * FROM batches")
+            try:
+                names = {await self._submit(row): row["tag"] for row in under_way}
+                await self._wait(names)
+            except asyncio.CancelledError:
+                print("interrupted: the batches go on without us; run the same again to fetch them")
+                raise
+            return bool(under_way)
 
-    async def _finish(self, state: dict[str, Any]) -> list[_Row]:
-        """Take a batch from whatever step it is at to its end; the rows to be tried again."""
-        requests = self.state_path.with_name(state["requests"])
-        if not self.held:  # an earlier process's batch: its money is committed, cap or no cap
-            with contextlib.suppress(BudgetExceeded):
-                for row in read_jsonl(requests):
-                    self._reserve(row["body"])
-        if state["step"] == "written":
-            state = await self._upload(state, requests)
-        if state["step"] == "uploaded":
-            state = await self._submit(state)
-        batch = await self._wait(state["batch_id"])
-        again = await self._ingest(batch, requests)
-        requests.unlink(missing_ok=True)
-        self.state_path.unlink(missing_ok=True)
-        return again
+    async def _upload(self, sheet: _Sheet) -> None:
+        keys = {row["key"] for row in self.calls.query(ROWS_OF, sheet.tag)}
+        sheet.lines.seek(0)
+        lines = (line for line in sheet.lines if _key_of(json.loads(line)) in keys)
+        content = b"".join(lines)
+        if content:
+            name = f"baize-{sheet.tag}.jsonl"
+            uploaded = await self.request(
+                lambda client: client.files.create(file=(name, content), purpose="batch"),
+                repeatable=True,
+            )
+            self.calls.note_batch(sheet.tag, "uploaded", uploaded.id)
 
-    async def _upload(self, state: dict[str, Any], requests: Path) -> dict[str, Any]:
-        content = requests.read_bytes()
-        uploaded = await self.teacher.request(
-            lambda client: client.files.create(file=(requests.name, content), purpose="batch"),
-            repeatable=True,
-        )
-        return self._save(state | {"step": "uploaded", "file_id": uploaded.id})
-
-    async def _submit(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A batch is bought once: look for its tag first, and do not repeat an unclear try."""
-        mark = {"baize_tag": state["tag"]}
-        page = await self.teacher.request(
-            lambda client: client.batches.list(limit=100), repeatable=True
-        )
+    async def _submit(self, row: Mapping[str, Any]) -> str:
+        """The batch's id. It is bought once: look for its tag, and repeat no unclear try."""
+        if row["step"] == "submitted":
+            return row["name"]
+        mark = {"baize_tag": row["tag"]}
+        page = await self.request(lambda client: client.batches.list(limit=100), repeatable=True)
         found = next((batch for batch in page.data if batch.metadata == mark), None)
-        batch = found or await self.teacher.request(
+        batch = found or await self.request(
             lambda client: client.batches.create(
-                input_file_id=state["file_id"], endpoint=ENDPOINT, completion_window="24h",
-                metadata=mark,
+                input_file_id=row["file"], endpoint=ENDPOINT, completion_window="24h", metadata=mark
             ),
             repeatable=False,
-        )  # fmt: skip
-        return self._save(state | {"step": "submitted", "batch_id": batch.id})
+        )
+        self.calls.note_batch(row["tag"], "submitted", row["file"], batch.id)
+        return batch.id
 
-    async def _wait(self, name: str) -> Any:
+    async def _wait(self, names: dict[str, str]) -> None:
+        """Ask for each batch now and then; take in its answers as soon as it has ended."""
         from tqdm import tqdm
 
-        with tqdm(unit="row", desc="batch") as bar:
-            while True:
-                batch = await self.teacher.request(
-                    lambda client: client.batches.retrieve(name), repeatable=True
-                )
-                counts = batch.request_counts
-                if counts:
-                    bar.total, bar.n = counts.total, counts.completed + counts.failed
-                bar.set_description(f"batch {batch.status}")
-                if batch.status in ENDED:
-                    return batch
-                await asyncio.sleep(self.poll_seconds)
+        done: Counter[str] = Counter()
+        with tqdm(unit="row", desc="batch", disable=not names) as bar:
+            while names:
+                for name in list(names):
+                    batch = await self._retrieve(name)
+                    if counts := batch.request_counts:
+                        done[name] = counts.completed + counts.failed
+                        bar.total = max(bar.total or 0, counts.total, done.total())
+                    bar.n = done.total()
+                    bar.set_description(f"batch {batch.status}")
+                    if batch.status in ENDED:
+                        await self._ingest(batch, names.pop(name))
+                if names:
+                    await asyncio.sleep(self._poll_seconds)
 
-    async def _ingest(self, batch: Any, requests: Path) -> list[_Row]:
-        """Write every row's outcome to the ledger, once; returns the rows to be tried again."""
-        outcomes: dict[str, dict[str, Any]] = {}
-        for name in (batch.output_file_id, batch.error_file_id):
-            if name:
-                outcomes |= await self._fetch(name)
-        if batch.status == "failed" and not outcomes:
-            self._give_up(batch, requests)
-        again = []
-        for row in read_jsonl(requests):
-            attempt, number_of_try, name = row["custom_id"].split(".", 2)
-            seed = self.seeds[name]
-            if name in self.session.ledger.done or (
-                self.session.ledger.failed.get(name, 0) >= int(attempt)
-            ):
-                continue  # written before the process was killed
-            outcome = _read(outcomes.get(row["custom_id"]), _bound(row["body"], self.settings))
-            last = int(number_of_try) >= self.max_rounds
-            if isinstance(outcome, Failure) and outcome.retry and not outcome.billed and not last:
-                again.append((seed, int(attempt), int(number_of_try) + 1))
-            else:
-                await self._record(seed, int(attempt), outcome, row["body"])
-        self.release()
-        return again
-
-    async def _fetch(self, name: str) -> dict[str, dict[str, Any]]:
-        content = await self.teacher.request(
-            lambda client: client.files.content(name), repeatable=True
-        )
-        rows = (json.loads(line) for line in content.content.splitlines() if line.strip())
-        return {row["custom_id"]: row for row in rows}
-
-    def _give_up(self, batch: Any, requests: Path) -> None:
-        faults = batch.errors.data if batch.errors and batch.errors.data else []
-        reason = "; ".join(f"line {e.line}: {e.message}" for e in faults[:3]) or "no reason given"
-        requests.unlink(missing_ok=True)
-        self.state_path.unlink(missing_ok=True)
-        raise BaizeError(
-            f"batch {batch.id} was refused ({reason}); nothing was billed: mend the cause, then "
-            "run the same again"
-        )
-
-    async def _record(
-        self, seed: Seed, attempt: int, outcome: ServerAnswer | Failure, body: Mapping[str, Any]
-    ) -> None:
-        model, price = self.teacher.model, self.teacher.price
-        if isinstance(outcome, ServerAnswer):
-            usd = price.cost(outcome.usage, batch=True)
-            answer = {
-                "text": outcome.text, "finish_reason": outcome.finish_reason,
-                "usage": asdict(outcome.usage), "cost_usd": usd,
-            }  # fmt: skip
-            line = transcript_line(seed, model, self.settings, answer, attempt)
-            self.session.count_call(outcome.usage, usd)
-        else:
-            bound = _bound(body, self.settings)
-            usd, tokens = (price.cost(bound, batch=True), bound.total) if outcome.billed else (0, 0)
-            line = ledger_line(
-                seed, model, self.settings, [], [(usd, tokens)], status="failed",
-                reason=outcome.text, attempt=attempt, messages=[], finish_reasons=[],
-            )  # fmt: skip
-            self.session.uncertain_usd += usd
-        line["batch"] = True
-        await self.session.ledger.append(line)
-        self.teacher.budget.replay([line])
-        self.session.count_dialogue(line)
-
-    def _save(self, state: dict[str, Any]) -> dict[str, Any]:
-        write_atomic(self.state_path, json.dumps(state, indent=1) + "\n")
-        return state
-
-    def _read_state(self) -> dict[str, Any] | None:
-        if not self.state_path.exists():
-            return None
+    async def _retrieve(self, name: str) -> Any:
         try:
-            state = json.loads(self.state_path.read_text(encoding="utf-8"))
-            if not self.state_path.with_name(state["requests"]).exists():
-                raise ValueError(f"{state['requests']} is missing")
-            return state
-        except (ValueError, KeyError, TypeError) as error:
+            return await self.request(lambda client: client.batches.retrieve(name), repeatable=True)
+        except TeacherError as error:
+            if error.kind != "404":
+                raise
+            raise RunStopped(
+                f"batch {name} is not known at {self.host}: use the key of the account that it was "
+                "sent with, or begin another run folder (BAIZE_RUN)", error.kind,
+            ) from None  # fmt: skip
+
+    async def _ingest(self, batch: Any, tag: str) -> None:
+        """Put every row's outcome into the table, once, and forget the batch."""
+        outcomes: dict[str, dict[str, Any]] = {}
+        for name in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = await self.request(
+                lambda client, name=name: client.files.content(name), repeatable=True
+            )
+            lines = (json.loads(line) for line in content.content.splitlines() if line.strip())
+            outcomes |= {_key_of(line): line for line in lines}
+        rows, given_up = self.calls.query(ROWS_OF, tag), batch.status in ("cancelled", "failed")
+        for start in range(0, len(rows), 500):  # so many share a commit
+            await asyncio.gather(*(
+                self._take(row["id"], row["key"], _read(outcomes.get(row["key"])), given_up)
+                for row in rows[start : start + 500]
+            ))  # fmt: skip
+        self.calls.note_batch(tag, "")
+        if batch.status == "failed":
+            faults = batch.errors.data if batch.errors and batch.errors.data else []
+            reason = "; ".join(f"line {e.line}: {e.message}" for e in faults[:3]) or "unsaid why"
             raise BaizeError(
-                f"{self.state_path} cannot be followed ({error}): look at the batch in OpenAI's "
-                "console; delete this file to begin a new one"
-            ) from error
+                f"batch {batch.id} was refused ({reason}); nothing was billed: mend the cause, "
+                "then run the same again"
+            )
+        if batch.status == "cancelled":
+            raise RunStopped(
+                f"batch {batch.id} was cancelled in the provider's console: the answers it had are "
+                "kept; run the same again to send the rest anew", "cancelled",
+            )  # fmt: skip
+
+    async def _take(
+        self, number: int, key: str, outcome: ServerAnswer | Failure, given_up: bool
+    ) -> None:
+        if isinstance(outcome, ServerAnswer):
+            await self.calls.answered(
+                number, outcome.usage, self.cost_of(outcome, batch=True), outcome.finish_reason,
+                outcome.text, estimated=outcome.estimated,
+            )  # fmt: skip
+            return
+        outcome = self._without_key(outcome)
+        (self.calls.doubtful if outcome.billed else self.calls.unbilled)(number)
+        self.errors[outcome.kind] += 1
+        self._tries[key] += 1
+        asked = dict.fromkeys(name for name in outcome.fields if name != "max_completion_tokens")
+        retry = self._learn_field(outcome, asked, asked) or (outcome.retry and not outcome.billed)
+        if not (given_up or (retry and self._tries[key] < MOST_TRIES)):
+            self._failed[key] = outcome
 
 
-def _bound(body: Mapping[str, Any], settings: SelfChatSettings) -> Usage:
-    """The most tokens one request can take."""
-    return Usage(token_bound(body["messages"]), 0, settings.transcript_tokens)
+def _key_of(row: Mapping[str, Any]) -> str:
+    return str(row["custom_id"]).partition(".")[0]
 
 
-def _read(row: Mapping[str, Any] | None, bound: Usage) -> ServerAnswer | Failure:
+def _read(row: Mapping[str, Any] | None) -> ServerAnswer | Failure:
     """What became of a row: an answer, or a failure that may be worth another try."""
     if row is None:
         return Failure("missing", "the batch ended without this row", retry=True)
-    response, error = row.get("response"), row.get("error")
-    if response and response.get("status_code") == 200:
-        return read_answer(json.dumps(response.get("body")).encode(), bound)
-    if response:
-        said = (response.get("body") or {}).get("error")
-        return read_refusal(response.get("status_code") or 500, said, {})
-    text = str((error or {}).get("message") or "no reason given")
-    return Failure(str((error or {}).get("code")), text, retry=True)
+    response, error = row.get("response"), row.get("error") or {}
+    if not response:
+        text = str(error.get("message") or "no reason given")
+        return Failure(str(error.get("code")), text, retry=True)
+    status, body = response.get("status_code") or 500, response.get("body") or {}
+    if status != 200:
+        return read_refusal(status, body.get("error") or body, {})
+    _, asked, most = row["custom_id"].split(".")
+    return read_answer(json.dumps(body).encode(), Usage(int(asked), 0, int(most)))

@@ -119,10 +119,12 @@ class Budget:
         self._reserved -= held.picodollars
         self.reserved_tokens -= held.tokens
 
-    def start_from(self, spent: int, uncertain: int, tokens: int) -> None:
-        """Take over what a table of calls says was spent (picodollars, tokens) before now."""
+    def take_over(self, spent: int, uncertain: int, tokens: int) -> None:
+        """Add what a table of calls says was spent (picodollars, tokens) before now."""
         with self._lock:
-            self._spent, self._uncertain, self.spent_tokens = spent, uncertain, tokens
+            self._spent += spent
+            self._uncertain += uncertain
+            self.spent_tokens += tokens
 
     @property
     def spent_usd(self) -> float:

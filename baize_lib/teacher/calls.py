@@ -18,12 +18,15 @@ written at the same time share one commit, which keeps hundreds of calls a secon
 """
 
 import asyncio
+import collections
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,15 @@ class Found:
     estimated: bool
 
 
+@dataclass(eq=False, slots=True)
+class _Write:
+    """One statement that waits for the next commit."""
+
+    sql: str
+    values: tuple[Any, ...]
+    done: bool = False
+
+
 class Calls:
     """The table at `path` (None: in memory only) and the budget that its rows count against.
 
@@ -96,12 +108,15 @@ class Calls:
     def __init__(self, path: Path | str | None, budget: Budget | float | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.budget = budget if isinstance(budget, Budget) else Budget(usd=budget)
-        self._holders = 0
-        self._writes: list[tuple[str, tuple[Any, ...], asyncio.Future[None] | None]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._holding, self._holders = threading.RLock(), 0
+        self._waiting: collections.deque[_Write] = collections.deque()
         self._one_writer = threading.Lock()
         self._reserved: dict[int, Reservation] = {}
+        self._known = (0, 0, 0)  # picodollars, of them in doubt, tokens: in the budget already
+        self._numbers: Iterator[int] | None = None  # ids of the rows to come
+        self._lock: Any = None
         self._connection: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
         self._refuse_earlier_format()
 
     # ---- holding the file
@@ -113,55 +128,51 @@ class Calls:
         Raises:
             BaizeError: another process has it, the folder or disk refuses, or it is damaged.
         """
-        if not self._holders:
-            self._open()
-        self._holders += 1
+        with self._holding:
+            if not self._holders:
+                self._open()
+            self._holders += 1
         try:
             yield self
         finally:
-            self._holders -= 1
-            if not self._holders:
-                self._close()
+            with self._holding:
+                self._holders -= 1
+                if not self._holders and self.path:
+                    self._close()
 
     def _open(self) -> None:
-        if self.path is None and self._connection:
+        if self._connection:  # a table in memory stays open
             return
         self._lock = self._take_lock() if self.path else None
         try:
             self._connection = self._connect()
             self._reader = self._connect() if self.path else self._connection
-            # calls that a dead process had begun: nobody knows whether they were billed
-            gone = "UPDATE calls SET state = 'doubtful' WHERE state = 'begun' AND batch IS NULL"
-            self._connection.execute(gone)
-            self._connection.commit()
-            self._last_id = self._connection.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
-            self._adopt_batches()
-            self.budget.start_from(*self._owed())
+            self._read_the_past()
         except BaseException as error:
-            self._close()
-            if isinstance(error, sqlite3.Error):
-                raise self._unwritable(error) from error
-            raise
+            self._let_go()
+            raise self._explained(error) from error
 
     def _take_lock(self) -> Any:
         import filelock
 
-        lock = filelock.FileLock(self.path.with_suffix(".lock"), timeout=0)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(
+                self.path.with_suffix(".lock"), timeout=0, fallback_to_soft=False
+            )
             lock.acquire()
         except filelock.Timeout:
             raise BaizeError(
                 f"{self.path} is being written by another process: wait for it, stop it, or use "
                 "another run folder (BAIZE_RUN)"
             ) from None
-        except NotImplementedError:
-            raise BaizeError(
-                f"the file system of {self.path} knows no locks, so two processes could pay twice: "
-                "set BAIZE_RUNS to a folder on a disk of this machine"
-            ) from None
         except OSError as error:
-            raise self._unwritable(error) from error
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise BaizeError(
+                    f"the file system of {self.path} knows no locks ({error.strerror}), so two "
+                    "processes could pay twice: set BAIZE_RUNS to a folder on a local disk"
+                ) from error
+            raise self._explained(error) from error
         return lock
 
     def _connect(self) -> sqlite3.Connection:
@@ -173,24 +184,60 @@ class Calls:
         connection.executescript(SCHEMA)
         return connection
 
+    def _read_the_past(self) -> None:
+        """Take over what was begun and spent before now."""
+        with self._connection as table:
+            # calls that a dead process had begun: nobody knows whether they were billed
+            table.execute(
+                "UPDATE calls SET state = 'doubtful' WHERE state = 'begun' AND batch IS NULL"
+            )
+            if self._numbers is None:  # what a dead process wanted, and had not sent yet
+                table.execute(
+                    "DELETE FROM calls WHERE state = 'begun' AND batch NOT IN "
+                    "(SELECT tag FROM batches)"
+                )
+            [last] = table.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()
+            waiting = table.execute(
+                "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
+            ).fetchall()
+            owed = table.execute(
+                "SELECT coalesce(sum(owed), 0), coalesce(sum(owed) FILTER"
+                " (WHERE state = 'doubtful'), 0), coalesce(sum(tokens), 0)"
+                " FROM bill WHERE state != 'begun'"
+            ).fetchone()
+        self._numbers = itertools.count(last + 1)
+        self.budget.take_over(*(new - old for new, old in zip(owed, self._known, strict=True)))
+        self._known = owed
+        for number, pico, tokens in waiting:  # in a batch: committed, cap or no cap
+            self._reserved[number] = self.budget.commit(pico, tokens)
+
     def _close(self) -> None:
         """Write what still waits, then let go of everything, whatever fails on the way."""
-        if self.path is None:
-            return
         try:
-            if self._connection:
-                self._write_now()
+            self._flush()
         finally:
-            for connection in (self._connection, getattr(self, "_reader", None)):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._waiting.clear()
+        for held in self._reserved.values():
+            self.budget.release(held)
+        self._reserved.clear()
+        try:
+            for connection in (self._reader, self._connection):
                 if connection:
                     with contextlib.suppress(sqlite3.Error):
                         connection.close()
+        finally:
             self._connection = self._reader = None
-            self._reserved.clear()
-            self._lock.release()
+            if self._lock:
+                self._lock.release()
 
-    def _unwritable(self, error: Exception) -> BaizeError:
-        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+    def _explained(self, error: BaseException) -> BaseException:
+        """A fault of the file as an error with a remedy; any other error as it is."""
+        if not isinstance(error, sqlite3.Error | OSError):
+            return error
+        if any(word in str(error) for word in ("malformed", "not a database", "no such column")):
             return BaizeError(
                 f"{self.path} is damaged ({error}): keep it aside for its bill and begin another "
                 "run folder (BAIZE_RUN); self_chat.jsonl still has the finished dialogues"
@@ -212,7 +259,7 @@ class Calls:
                     "are; to collect more, set BAIZE_RUN to a new name"
                 )
 
-    # ---- writing: rows wait for one shared commit
+    # ---- writing: whoever comes first commits for all who wait
 
     async def begin(self, call: Call, usd: float, tokens: int, batch: str | None = None) -> int:
         """Reserve the most a call can cost and note it; on disk when this returns. Gives its id.
@@ -221,12 +268,11 @@ class Calls:
             BudgetExceeded: it does not fit into the budget; nothing is noted.
         """
         held = self.budget.reserve(usd, tokens)
-        self._last_id += 1
-        number = self._last_id
+        number = next(self._numbers)
         self._reserved[number] = held
-        row = (call.key, call.purpose, call.subject, call.part, call.model, batch)
+        row = [call.key, call.purpose, call.subject, call.part, call.model, batch]
         try:
-            await self._written(INSERT, number, *row, held.picodollars, tokens)
+            await self._written(INSERT, number, *map(_storable, row), held.picodollars, tokens)
         except BaseException:
             self.unbilled(number)
             raise
@@ -237,10 +283,10 @@ class Calls:
         *, estimated: bool = False,
     ) -> None:  # fmt: skip
         """Keep an answer and its bill; on disk when this returns."""
-        self.budget.settle(self._reserved.pop(number), usd, usage.total)
+        pico = self._settle(number, round(usd * PICO), usage.total)
         await self._written(
-            ANSWER, round(usd * PICO), usage.input, usage.cached_input, usage.output, estimated,
-            finish_reason, text, number,
+            ANSWER, pico, usage.input, usage.cached_input, usage.output, estimated,
+            finish_reason, _storable(text), number,
         )  # fmt: skip
 
     def unbilled(self, number: int) -> None:
@@ -250,9 +296,15 @@ class Calls:
 
     def doubtful(self, number: int) -> None:
         """A call ended without an answer, and may have been billed: it counts at its bound."""
-        held = self._reserved.pop(number)
-        self.budget.settle(held, held.picodollars / PICO, held.tokens, uncertain=True)
+        held = self._reserved[number]
+        self._settle(number, held.picodollars, held.tokens, doubtful=True)
         self._write("UPDATE calls SET state = 'doubtful' WHERE id = ?", number)
+
+    def _settle(self, number: int, pico: int, tokens: int, *, doubtful: bool = False) -> int:
+        self.budget.settle(self._reserved.pop(number), pico / PICO, tokens, uncertain=doubtful)
+        spent, uncertain, used = self._known
+        self._known = (spent + pico, uncertain + pico * doubtful, used + tokens)
+        return pico
 
     def note_batch(self, tag: str, step: str, file: str = "", name: str = "") -> None:
         """Remember, on disk at once, how far a batch is; step "" forgets it."""
@@ -261,68 +313,60 @@ class Calls:
             self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", *row)
         else:
             self._write("DELETE FROM batches WHERE tag = ?", tag)
-        self._write_now()
+        self._flush()
 
-    def _write_now(self) -> None:
-        waiting, self._writes = self._writes, []
-        self._transaction(waiting)
-        _tell(waiting, None)
+    def _write(self, sql: str, *values: Any) -> _Write:
+        self._waiting.append(write := _Write(sql, values))
+        return write
 
     async def _written(self, sql: str, *values: Any) -> None:
-        done = asyncio.get_running_loop().create_future()
-        self._writes.append((sql, values, done))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._write_all())
-        await asyncio.shield(done)
+        write = self._write(sql, *values)
+        if self.path:
+            await asyncio.to_thread(self._flush, write)
+        else:
+            self._flush(write)
 
-    def _write(self, sql: str, *values: Any) -> None:
-        self._writes.append((sql, values, None))
+    def _flush(self, write: _Write | None = None) -> None:
+        """Commit all that waits, unless another did so for `write` in the meantime.
 
-    async def _write_all(self) -> None:
-        while self._writes:
-            batch, self._writes = self._writes, []
-            try:
-                await asyncio.to_thread(self._transaction, batch)
-                _tell(batch, None)
-            except BaizeError as error:
-                _tell(batch, error)
-
-    def _transaction(self, batch: list[tuple[str, tuple[Any, ...], Any]]) -> None:
+        What could not be written waits on: the next flush tries it again.
+        """
         with self._one_writer:
+            if write and write.done:
+                return
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             try:
-                with self._connection:
-                    for sql, values, _ in batch:
-                        self._connection.execute(sql, values)
+                with self._connection as table:
+                    for each in batch:
+                        table.execute(each.sql, each.values)
             except sqlite3.Error as error:
-                raise self._unwritable(error) from error
+                self._waiting.extendleft(reversed(batch))
+                raise self._explained(error) from error
+            for each in batch:
+                each.done = True
 
     # ---- reading
 
     def find(self, key: str) -> Found | None:
         """The answer of the call with this key, if there is one."""
-        row = self._reader.execute(
+        row = self._read(
             "SELECT text, finish_reason, input, cached_input, output, pico, estimated FROM calls "
-            "WHERE key = ? AND state = 'answered'", (key,)
+            "WHERE key = ? AND state = 'answered'", key,
         ).fetchone()  # fmt: skip
         if row is None:
             return None
         return Found(row[0], row[1], Usage(*row[2:5]), row[5] / PICO, bool(row[6]))
 
-    def _owed(self) -> tuple[int, int, int]:
-        """(picodollars spent, of them in doubt, tokens), calls that are under way left out."""
-        return self._connection.execute(
-            "SELECT total(owed), total(CASE state WHEN 'doubtful' THEN owed END), total(tokens) "
-            "FROM bill WHERE state != 'begun'"
-        ).fetchone()  # fmt: skip
+    def in_batch(self, key: str) -> bool:
+        """Whether the call with this key was sent with a batch and is not answered yet."""
+        sql = "SELECT 1 FROM calls JOIN batches ON batch = tag WHERE key = ? AND state = 'begun'"
+        return self._read(sql, key).fetchone() is not None
 
-    def _adopt_batches(self) -> None:
-        """Hold the money of calls that wait in a batch: it is committed, cap or no cap."""
-        rows = self._connection.execute(
-            "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
-        )
-        for number, pico, tokens in rows:
-            if number not in self._reserved:
-                self._reserved[number] = self.budget.commit(pico, tokens)
+    def _read(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        try:
+            return self._reader.execute(sql, values)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
 
     def query(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """Rows of a SELECT over the view `bill` (the table and `owed`, picodollars), as dicts.
@@ -331,7 +375,8 @@ class Calls:
         [{'calls': 0}]
         """
         with self.held():
-            found = self._connection.execute(sql, values)
+            self._flush()
+            found = self._read(sql, *values)
             names = [column[0] for column in found.description]
             return [dict(zip(names, row, strict=True)) for row in found]
 
@@ -357,40 +402,34 @@ class Calls:
                 )
             if not rows:
                 self._write("INSERT INTO settings VALUES (?, ?)", purpose, json.dumps(now))
-                self._write_now()
+                self._flush()
 
-    def claim_list(self, purpose: str, items: Sequence[str]) -> None:
-        """Tie the table to a list that may only grow at its end.
+    def claim_list(self, purpose: str, items: Iterable[str]) -> None:
+        """Tie the table to a list that may only grow at its end, or be taken in part.
 
         Raises:
             BaizeError: it was begun with another list.
         """
+        hashes = (hashlib.sha256(item.encode("utf-8", "replace")).hexdigest() for item in items)
+        now = "".join(digits[:8] for digits in hashes)
         with self.held():
             rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
-            before = json.loads(rows[0]["value"]) if rows else {"count": 0, "hash": _digest(())}
-            start = items[: before["count"]]
-            if len(items) >= before["count"] and _digest(start) != before["hash"]:
+            before = rows[0]["value"] if rows else ""
+            same = min(len(now), len(before))
+            if now[:same] != before[:same]:
+                place = next(i for i in range(same) if now[i] != before[i]) // 8
                 raise BaizeError(
-                    f"{self.path} was begun with other {purpose} (the first {len(start):,} differ): "
-                    "use the same, with new ones at the end, or another run folder (BAIZE_RUN)"
+                    f"{self.path} was begun with other {purpose}: number {place + 1:,} is another "
+                    "one. Use the same, with new ones at the end, or another run folder (BAIZE_RUN)"
                 )
-            if len(items) > before["count"]:
-                now = json.dumps({"count": len(items), "hash": _digest(items)})
+            if len(now) > same:
                 self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", purpose, now)
-                self._write_now()
+                self._flush()
 
 
-def _digest(items: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(item.encode("utf-8", "replace") + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _tell(batch: list[tuple[str, tuple[Any, ...], Any]], error: BaizeError | None) -> None:
-    for *_, done in batch:
-        if done is not None and not done.done():
-            done.set_exception(error) if error else done.set_result(None)
+def _storable(value: str | None) -> str | None:
+    """Text without lone halves of surrogate pairs, which SQLite does not take."""
+    return None if value is None else value.encode("utf-8", "replace").decode()
 
 
 def _short(value: Any) -> str:

@@ -32,6 +32,7 @@ from baize_lib.teacher.errors import (
     Halted,
     RunStopped,
     ServerAnswer,
+    TeacherError,
     read_answer,
     read_broken_line,
     read_refusal,
@@ -46,6 +47,9 @@ OPENAI_URL = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
 MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
+PATIENCE = 4  # times as many attempts where the server only has too much to do
+LEARNT = "field not taken"
+OF_ONE_REQUEST = ("400", "403", "404", "422")  # no reason to stop once others were answered
 OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
@@ -100,8 +104,8 @@ class Teacher:
         budget: the cap of a table in memory, a `Budget` or USD; a table on disk brings its own.
         max_concurrency: the most calls in flight; fewer after a 429, a 503 or a timeout.
         timeout: seconds without a byte from the server before an attempt is given up.
-        max_attempts: tries of one call on 429, 5xx, timeouts and dropped connections; only 3 of
-            those that may be billed though nothing came back.
+        max_attempts: tries of one call on 5xx, timeouts and dropped connections, four times as
+            many on 429, 503 and 529; only 3 that may be billed though nothing came back.
         backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
         weak: it needs worked examples and a grammar to keep to a form (the 135M model does).
 
@@ -140,6 +144,11 @@ class Teacher:
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: Failure | None = None
+        self._proven = False  # whether any call was answered
+
+    def start(self) -> None:
+        """Begin calls again, whatever halted or stopped it before."""
+        self.halted, self._stopped = False, None
 
     @property
     def budget(self) -> Budget:
@@ -196,12 +205,10 @@ class Teacher:
                     found.text, found.finish_reason, found.usage, found.usd, self.model,
                     estimated=found.estimated, found=True,
                 )  # fmt: skip
-            answer = await self._persist(lambda: self._attempt(request, call, bound))
-        usd = self.cost_of(answer)
-        seconds = time.monotonic() - began
+            answer = await self._ask(request, call, bound)
         return Reply(
-            answer.text, answer.finish_reason, answer.usage, usd, self.model, seconds,
-            answer.estimated,
+            answer.text, answer.finish_reason, answer.usage, self.cost_of(answer), self.model,
+            time.monotonic() - began, answer.estimated,
         )  # fmt: skip
 
     def body(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
@@ -220,6 +227,9 @@ class Teacher:
 
     # ---- one call, however often it must be tried
 
+    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> ServerAnswer:
+        return await self._persist(lambda: self._attempt(request, call, bound))
+
     async def _persist(
         self, attempt: Callable[[], Awaitable[Any]], *, repeatable: bool = True
     ) -> Any:
@@ -229,14 +239,15 @@ class Teacher:
             outcome = await attempt()
             if not isinstance(outcome, Failure):
                 return outcome
-            if self._learn_field(outcome):
+            if outcome.kind == LEARNT:
                 continue
             tries += 1
-            unclear += outcome.billed
+            unclear += outcome.billed and self.price.cost(Usage(1, 0, 1)) > 0
+            patience = PATIENCE if outcome.crowded and not outcome.billed else 1
             again = outcome.retry and (repeatable or not outcome.billed)
-            if not again or unclear == MOST_UNCLEAR or tries == self._max_attempts:
+            if not again or unclear == MOST_UNCLEAR or tries >= patience * self._max_attempts:
                 break
-            longest = min(LONGEST_BACKOFF, self._backoff * 2**tries)
+            longest = min(LONGEST_BACKOFF, self._backoff * 2 ** min(tries, 9))
             await asyncio.sleep((outcome.wait or 0) + random.uniform(0, longest))
         how_often = f" after {tries} attempts" if tries > 1 else ""
         text = f"{self.model} at {self.host}{how_often}: {outcome.text}"
@@ -248,24 +259,27 @@ class Teacher:
         """One try in one of the places in flight: noted before it is made, settled after."""
         spell = await self._pace.enter()
         try:
-            if self.halted:
-                raise Halted("no further call is begun: the run is stopping", "halted")
             if self._stopped:
                 return self._stopped
             number = await self._begin(call, bound)
-            outcome: ServerAnswer | Failure = Failure("interrupted", "", billed=True)
+            outcome: ServerAnswer | Failure = Failure("halted", "")
             try:
-                outcome = await self._send(request, bound)
+                self._check_halted()  # once more: the run may have been stopped meanwhile
+                outcome = Failure("interrupted", "", billed=True)
+                sent = self._as_sent(request)
+                outcome = await self._send(sent, bound)
             finally:
                 if isinstance(outcome, Failure):
                     end = self.calls.doubtful if outcome.billed else self.calls.unbilled
                     end(number)
-            self._learn_pace(outcome, spell)
-            if isinstance(outcome, ServerAnswer):
-                await self.calls.answered(
-                    number, outcome.usage, self.cost_of(outcome), outcome.finish_reason,
-                    outcome.text, estimated=outcome.estimated,
-                )  # fmt: skip
+            if isinstance(outcome, Failure):
+                return self._learn(outcome, request, sent, spell)
+            self._proven = True
+            self._pace.answered(spell, outcome.usage.total)
+            await self.calls.answered(
+                number, outcome.usage, self.cost_of(outcome), outcome.finish_reason,
+                outcome.text, estimated=outcome.estimated,
+            )  # fmt: skip
             return outcome
         finally:
             self._pace.leave()
@@ -273,6 +287,7 @@ class Teacher:
     async def _begin(self, call: Call, bound: Usage) -> int:
         """Wait while calls in flight may still free enough money; raise when they cannot."""
         while True:
+            self._check_halted()
             try:
                 return await self.calls.begin(call, self.price.cost(bound), bound.total)
             except BudgetExceeded as error:
@@ -280,34 +295,51 @@ class Teacher:
                     raise
             await asyncio.sleep(random.uniform(0.02, 0.05))
 
-    def _learn_pace(self, outcome: ServerAnswer | Failure, spell: int) -> None:
-        if isinstance(outcome, ServerAnswer):
-            self._pace.answered(spell, outcome.usage.total)
-            return
-        self.errors[outcome.kind] += 1
-        if issubclass(outcome.error, RunStopped):
-            self._stopped = outcome
-        if outcome.crowded:
-            self._pace.slow_down(spell, outcome.wait)
+    def _check_halted(self) -> None:
+        if self.halted:
+            raise Halted("no further call is begun: the run is stopping", "halted")
 
-    def _learn_field(self, failure: Failure) -> bool:
-        """Whether the server refuses a field that can be renamed or left out from now on."""
-        field = failure.field
-        if not field or field in self._learnt or field in ("model", "messages"):
-            return False
-        self._learnt[field] = other = OTHER_NAME.get(field)
-        self._stopped = None
-        what = f"sent as {other!r}" if other else "left out"
-        print(f"{self.model} at {self.host} does not take {field!r}: it is {what} from now on")
-        return True
+    def _learn(
+        self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any], spell: int
+    ) -> Failure:
+        """What a failure means for the calls after it."""
+        if self._learn_field(failure, request, sent):
+            return replace(failure, kind=LEARNT)
+        self.errors[failure.kind] += 1
+        if failure.crowded:
+            self._pace.slow_down(spell, failure.wait)
+        if issubclass(failure.error, RunStopped):
+            if self._proven and failure.kind in OF_ONE_REQUEST:
+                return replace(failure, error=TeacherError)  # others were answered before
+            self._stopped = failure
+        return failure
+
+    def _learn_field(
+        self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any]
+    ) -> bool:
+        """Whether a field is refused that is renamed or left out from now on, or was just now."""
+        named = [field for field in failure.fields if field in sent]
+        if named and self._as_sent(request) != sent:
+            return True  # another call learnt it while this one was in flight
+        for field in named:
+            other = OTHER_NAME.get(field)
+            if field not in self._learnt and other not in self._learnt:
+                self._learnt[field] = other
+                what = f"sent as {other!r}" if other else "left out"
+                print(f"{self.model} at {self.host} does not take {field!r}: {what} from now on")
+                return True
+        return False
+
+    def _as_sent(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request with its fields as this server wants them."""
+        named = {self._learnt.get(name, name): value for name, value in request.items()}
+        return {name: value for name, value in named.items() if name is not None}
 
     async def _send(self, request: dict[str, Any], bound: Usage) -> ServerAnswer | Failure:
         import httpx2
 
-        body = {self._learnt.get(k, k): v for k, v in request.items()}
-        body.pop(None, None)
         outcome = await self._exchange(
-            lambda client: client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+            lambda client: client.post("/chat/completions", cast_to=httpx2.Response, body=request)
         )
         if isinstance(outcome, Failure):
             return outcome

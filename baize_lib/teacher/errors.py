@@ -21,7 +21,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["TeacherError", "RunStopped", "KeyRejected", "Halted"]
+__all__ = ["TeacherError", "RunStopped", "KeyRejected", "Halted", "Waiting"]
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 
@@ -37,7 +37,7 @@ class TeacherError(BaizeError):
 class RunStopped(TeacherError):  # noqa: N818
     """No other call can do better: the run has to stop until a person changes something.
 
-    The teacher refuses every later call for the same reason; make a new one to go on.
+    The teacher refuses every later call for the same reason, until `Teacher.start()`.
     """
 
 
@@ -49,6 +49,10 @@ class Halted(TeacherError):  # noqa: N818
     """The teacher was told to begin no further call."""
 
 
+class Waiting(Halted):
+    """The call is put off until the next batch: run the same again after `next_round()`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One attempt that gave no answer.
@@ -57,7 +61,7 @@ class Failure:
         billed: the server may still charge for it.
         crowded: the server has too much to do; ask for less at once.
         wait: seconds, from Retry-After.
-        field: the field of the request that this server does not take, if that was the reason.
+        fields: the fields of a request that the error names, if it is that one is not taken.
     """
 
     kind: str
@@ -67,7 +71,7 @@ class Failure:
     error: type[TeacherError] = TeacherError
     crowded: bool = False
     wait: float | None = None
-    field: str = ""
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +104,11 @@ def read_answer(body: bytes, bound: Usage) -> ServerAnswer | Failure:
     """The answer in a response of status 200; one that cannot be read was still billed."""
     try:
         data = json.loads(body)
-        if isinstance(data, dict) and data.get("error") and not data.get("choices"):
-            return _error_at_200(data["error"])
+        if isinstance(data, dict) and not data.get("choices") and any(_words_of(data)):
+            return _error_at_200(data.get("error") or data)
         choice = data["choices"][0]
+        if isinstance(choice.get("error"), dict) and not choice.get("message"):
+            return _error_at_200(choice["error"])
         message = choice.get("message") or {}
         text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
         thoughts = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
@@ -146,39 +152,36 @@ def read_usage(reported: Any, written: str, bound: Usage) -> tuple[Usage, float,
     contradict each other the larger counts. What is missing counts as its bound.
 
     >>> usage, _, estimated = read_usage(
-    ...     {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 870}, "", Usage(99, 0, 9))
+    ...     {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 870}, "", Usage(9, 0, 9))
     >>> usage.output, estimated
     (820, True)
     """
     reported = reported if isinstance(reported, dict) else {}
-    given, output = (
-        _number(reported, "prompt_tokens", "input_tokens"),
-        _number(reported, "completion_tokens", "output_tokens"),
-    )
-    details = {**_dict(reported, "completion_tokens_details"),
-               **_dict(reported, "output_tokens_details")}  # fmt: skip
-    thoughts, total = _number(details, "reasoning_tokens"), _number(reported, "total_tokens")
-    estimated = not given or (total > 0 and total != given + output)
-    given = given or bound.input
-    least = max(total - given, thoughts, math.ceil(len(written) / 16))
-    if output < least or (not output and written):
-        estimated = True
-        worst = max(bound.output, math.ceil(len(written) / 4))
-        output = max(output, least) if output or max(total - given, thoughts) > 0 else worst
-    elif not output and not reported:
-        estimated, output = True, bound.output
+    prompt = _number(reported, "prompt_tokens", "input_tokens")
+    output = _number(reported, "completion_tokens", "output_tokens")
+    total = _number(reported, "total_tokens")
+    details = [_dict(reported, f"{name}_tokens_details") for name in ("completion", "output")]
+    thoughts = max(_number(detail, "reasoning_tokens") for detail in details)
+    thoughts += output if thoughts > output else 0  # then the output was counted without them
+    least = max(total - prompt, thoughts, math.ceil(len(written) / 16))
+    estimated = not prompt or output < least or 0 < total != prompt + output
+    if not (output or total or thoughts) and (written or not _counts_output(reported)):
+        estimated, output = True, max(bound.output, math.ceil(len(written) / 4))
     cached = max(
         _number(_dict(reported, "prompt_tokens_details"), "cached_tokens"),
         _number(_dict(reported, "input_tokens_details"), "cached_tokens"),
         _number(reported, "prompt_cache_hit_tokens"),
     )
+    prompt = prompt or bound.input
+    usage = Usage(prompt, cached if cached <= prompt else 0, max(output, least))
     usd = reported.get("cost")
-    is_price = isinstance(usd, int | float) and math.isfinite(usd) and usd > 0
-    return (
-        Usage(given, cached if cached <= given else 0, output),
-        usd if is_price else 0.0,
-        estimated,
-    )
+    is_price = isinstance(usd, int | float) and 0 < usd < 1e5  # a call of more is no call
+    return usage, float(usd) if is_price else 0.0, estimated
+
+
+def _counts_output(reported: Mapping[str, Any]) -> bool:
+    names = ("completion_tokens", "output_tokens")
+    return any(isinstance(reported.get(name), int) for name in names)
 
 
 def _dict(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -202,13 +205,15 @@ REMEDIES = {
 }
 _NO_MONEY = re.compile(
     r"insufficient[ _](?:quota|balance|funds|credit)|billing[ _]hard[ _]limit|billing_not_active"
-    r"|credit balance is too low|exceeded your current quota|payment required|out of credits"
-    r"|account.{0,20}(?:overdue|arrears)|余额不足|欠费",
+    r"|credit balance is too low|payment required|out of credits|not enough credits"
+    r"|spend(?:ing)? limit|requires more credits|quota_exceeded|arrear|account.{0,20}overdue"
+    r"|余额不足|欠费",
     re.IGNORECASE,
 )
 _FLAGGED = re.compile(
-    r"flagged|moderation|content[ _-]?(?:policy|filter|management)|inappropriate|safety|harmful"
-    r"|data_?inspection_?failed|prohibited|敏感|违规",
+    r"flagged|moderation|content[ _-]?(?:policy|filter|management)|usage (?:polic|guideline)"
+    r"|inappropriate|safety|unsafe|harmful|high[ _]risk|exists[ _]risk|data_?inspection_?failed"
+    r"|prohibited|敏感|违规|不安全",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
@@ -223,6 +228,10 @@ _NOT_TAKEN = re.compile(
     re.IGNORECASE,
 )
 _WRONG_MODEL = re.compile(r"model.{0,12}(?:not|invalid|unknown|deprecat)|invalid_model", re.I)
+TELLING = (
+    "message", "msg", "error", "detail", "errors", "reason", "title", "code", "type", "param",
+    "loc", "metadata", "status", "base_resp", "status_msg",
+)  # fmt: skip
 FIELDS = (
     "max_completion_tokens", "max_tokens", "seed", "top_p", "temperature", "stop",
     "repeat_penalty", "grammar", "response_format", "chat_template_kwargs",
@@ -250,11 +259,12 @@ def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
         return _busy(status, name, headers)
     if _TOO_LONG.search(everything) and not _NOT_TAKEN.search(everything):
         return Failure("too long", f"{name}: this dialogue has outgrown the model's context")
-    field = _field_of(body, everything) if _NOT_TAKEN.search(everything) else ""
-    every_call = bool(field or _NOT_TAKEN.search(everything) or _WRONG_MODEL.search(everything))
+    not_taken = _NOT_TAKEN.search(everything)
+    every_call = bool(not_taken or _WRONG_MODEL.search(everything))
     remedy = "change the request" + (": this model takes other settings" if every_call else "")
     error = RunStopped if every_call else TeacherError
-    return Failure(str(status), f"{name}: {remedy}", error=error, field=field)
+    fields = _fields_of(everything) if not_taken else ()
+    return Failure(str(status), f"{name}: {remedy}", error=error, fields=fields)
 
 
 def _busy(status: int, name: str, headers: Mapping[str, str]) -> Failure:
@@ -275,8 +285,7 @@ def _words_of(body: Any) -> Iterator[str]:
         text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", body, flags=re.DOTALL | re.I)
         yield " ".join(text.split())
     elif isinstance(body, Mapping):
-        for key in ("message", "msg", "error", "detail", "errors", "reason", "title", "code",
-                    "type", "param", "loc", "metadata", "status"):  # fmt: skip
+        for key in TELLING:
             if body.get(key):
                 yield from _words_of(body[key])
     elif isinstance(body, list | tuple):
@@ -286,15 +295,9 @@ def _words_of(body: Any) -> Iterator[str]:
         yield str(body)
 
 
-def _field_of(body: Any, everything: str) -> str:
-    """The field of our request that an error names."""
-    if isinstance(body, Mapping) and str(body.get("param") or "") in FIELDS:
-        return str(body["param"])
-    named = [f for f in FIELDS if re.search(rf"(?<![\w]){f}(?![\w])", everything)]
-    if named[:2] == ["max_completion_tokens", "max_tokens"]:  # "use X instead of Y"
-        first = re.search(r"max_(?:completion_)?tokens", everything)
-        return first[0]
-    return named[0] if named else ""
+def _fields_of(everything: str) -> tuple[str, ...]:
+    """The fields of a request that an error names, in the order of the text."""
+    return tuple(re.findall(rf"(?<!\w)(?:{'|'.join(FIELDS)})(?!\w)", everything))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -65,7 +65,7 @@ def in_process(url: str, path: Path, number: int) -> tuple[str, float, float, fl
 
 
 def bench_collect(number: int) -> None:
-    """Collect `number` dialogues, then start again on the full ledger."""
+    """Collect `number` dialogues, then start again with all of them there."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "self_chat.jsonl"
         stub = subprocess.Popen(
@@ -79,8 +79,8 @@ def bench_collect(number: int) -> None:
             stub.terminate()
             stub.wait()
         print(first[0])
-        megabytes = path.stat().st_size / 1e6
-    print(f"\n{number:,} dialogues, ledger {megabytes:,.0f} MB")
+        sizes = [file.stat().st_size / 1e6 for file in (path, path.with_name("calls.sqlite"))]
+    print(f"\n{number:,} dialogues: {path.name} {sizes[0]:,.0f} MB, table {sizes[1]:,.0f} MB")
     print(f"{'':<14}{'seconds':>9}{'per second':>12}{'MB at start':>13}{'MB at most':>12}")
     for name, (_, seconds, before, most) in (("collecting", first), ("resuming", again)):
         print(f"{name:<14}{seconds:>9.1f}{number / seconds:>12,.0f}{before:>13.0f}{most:>12.0f}")
@@ -96,7 +96,7 @@ def bench_kills(kills: int) -> None:
         ("kills", found.kills), ("dialogues asked for", 12 * kills), ("finished", found.dialogues),
         ("finished ones lost", found.lost), ("doubled", found.doubled),
         ("calls the server answered", found.answered), ("of these recorded", found.recorded),
-        ("paid again", found.paid_again), ("the ledger's bound on that", found.at_most),
+        ("paid again", found.paid_again), ("the table's bound on that", found.at_most),
         ("USD the server billed", f"{found.usd_answered:.6f}"),
         ("USD recorded", f"{found.usd_recorded:.6f}"),
         ("USD counted as doubtful", f"{found.usd_uncertain:.6f}"), ("seconds", f"{seconds:.0f}"),

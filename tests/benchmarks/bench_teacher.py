@@ -15,13 +15,14 @@ import pstats
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from baize_lib.teacher.budget import Budget  # noqa: E402
+from baize_lib.teacher.calls import Calls  # noqa: E402
 from baize_lib.teacher.client import Teacher  # noqa: E402
 from baize_lib.teacher.prices import Price  # noqa: E402
 
@@ -46,10 +47,19 @@ async def one_at_a_time(url: str, seconds: float) -> tuple[int, float]:
 
 
 async def many(url: str, seconds: float, in_flight: int) -> tuple[int, float, float]:
-    """(calls, seconds, client CPU seconds) in the steady state, the warm-up left out."""
-    budget = Budget(usd=1000)
+    """(calls, seconds, client CPU seconds) in the steady state, the warm-up left out.
+
+    Every call is noted and its answer kept in a table on disk, durably, as in a collection.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        table = Calls(Path(folder) / "calls.sqlite", budget=1000)
+        with table.held():
+            return await _steady(url, seconds, in_flight, table)
+
+
+async def _steady(url: str, seconds: float, in_flight: int, table: Calls) -> tuple:
     async with Teacher(
-        "m", base_url=url, api_key="sk-test", price=PRICE, budget=budget, max_concurrency=in_flight
+        "m", base_url=url, api_key="sk-test", price=PRICE, calls=table, max_concurrency=in_flight
     ) as teacher:
         stop_at = time.perf_counter() + seconds + 3
         calls = 0
@@ -57,8 +67,8 @@ async def many(url: str, seconds: float, in_flight: int) -> tuple[int, float, fl
         async def worker() -> None:
             nonlocal calls
             while time.perf_counter() < stop_at:
-                await teacher.chat(HISTORY, max_tokens=60)
                 calls += 1
+                await teacher.chat(HISTORY, max_tokens=60, attempt=calls)
 
         tasks = [asyncio.create_task(worker()) for _ in range(in_flight)]
         await asyncio.sleep(3)
@@ -66,7 +76,7 @@ async def many(url: str, seconds: float, in_flight: int) -> tuple[int, float, fl
         await asyncio.sleep(seconds)
         done = calls - before, time.perf_counter() - began, time.process_time() - cpu
         await asyncio.gather(*tasks)
-        assert budget.reserved_usd == 0, "money still reserved"
+        assert table.budget.reserved_usd == 0, "money still reserved"
         return done
 
 
