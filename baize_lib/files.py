@@ -123,7 +123,7 @@ def text_hash(text: str) -> str:
     >>> text_hash("What is LoRA?")
     '9ed868d336bd4da2'
     """
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _replace(path: Path, chunks: Iterable[bytes]) -> None:

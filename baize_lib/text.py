@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from zlib import crc32
 
+from baize_lib.config import BaizeError
+
 __all__ = [
     "words", "content_words", "same_question", "shares_a_word", "prose", "language_of",
     "declines", "jaccard", "near_duplicates",
@@ -155,9 +157,10 @@ _LANGUAGES = tuple(
     "en zh ar bg bn ca cs da de el es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro "  # noqa: SIM905
     "ru sk sl sr sv sw ta th tl tr uk ur vi".split()
 )
-_ENOUGH = 240  # characters: more say nothing new about the language, and cost time
+_ENOUGH = 160  # characters: more hardly say anything new about the language, and cost time
 
 
+@lru_cache(maxsize=1 << 13)
 def language_of(text: str, languages: tuple[str, ...] = _LANGUAGES) -> str:
     """The language of a text outside its code, as ISO 639-1 says it; "" if that cannot be told.
 
@@ -257,10 +260,14 @@ def near_duplicates(
     Exact, and quick: two texts as alike as that share one of their rarest runs, so only texts
     that do are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
 
-    Raises ValueError for a threshold outside 0-1 or a width below 1.
+    Raises:
+        BaizeError: a threshold outside (0, 1], or a width below 1.
     """
     if not 0 < threshold <= 1 or width < 1:
-        raise ValueError(f"threshold {threshold} must be in (0, 1] and width {width} at least 1")
+        raise BaizeError(
+            f"a likeness of {threshold} by runs of {width} words: take one above 0 and at most 1 "
+            "(0.7 is usual), and runs of at least 1"
+        )
     import numpy as np
 
     rows, lengths, weights = _known_runs(texts, width)

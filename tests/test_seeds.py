@@ -1,8 +1,8 @@
+import contextlib
 import gzip
 import json
-import random
 import re
-import string
+import tracemalloc
 import zipfile
 from collections import Counter
 from itertools import combinations
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from baize_lib.config import BaizeError
 from baize_lib.seeds import readers as sources
-from baize_lib.seeds.clean import RULES, clean, iter_seeds, load_seeds, mix
-from baize_lib.seeds.seed import BUILT_IN, Seed, Tally
-from baize_lib.text import jaccard, near_duplicates
+from baize_lib.seeds import records
+from baize_lib.seeds.clean import RULES, clean, load_seeds, mix
+from baize_lib.seeds.seed import BUILT_IN, Seed, Seeds
+from baize_lib.text import near_duplicates
 
 MEDQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "medquad"
 
@@ -150,46 +151,65 @@ def test_a_posts_xml_gives_its_questions_only(tmp_path):
     assert seeds.dropped == {"a post that is not a question": 1}
 
 
-def test_entities_in_a_title_are_resolved_twice_as_the_dump_writes_them(tmp_path):
-    (tmp_path / "Posts.xml").write_text(
-        posts_xml(post(1, "Why is &quot;x &amp;&amp; y&quot; true?")), encoding="utf-8"
-    )
-    assert texts(load_seeds(tmp_path / "Posts.xml")) == ['Why is "x && y" true?']
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("What does &amp;nbsp; mean in HTML?", "What does &nbsp; mean in HTML?"),
+        ("How do I escape &amp;lt; in XML?", "How do I escape &lt; in XML?"),
+        ("Why is &quot;x &amp;&amp; y&quot; true?", 'Why is "x && y" true?'),
+        ("What is vector&lt;int&gt; in C++?", "What is vector<int> in C++?"),
+    ],
+)
+def test_entities_in_a_title_are_resolved_once(tmp_path, written, title):
+    row = f'<row Id="1" PostTypeId="1" Title="{written}" />'
+    (tmp_path / "Posts.xml").write_text(f"<posts>\n{row}\n</posts>", encoding="utf-8")
+    assert texts(load_seeds(tmp_path / "Posts.xml")) == [title]
 
 
-def test_a_torn_row_is_reported_with_its_byte_and_those_around_it_are_kept(tmp_path):
+def test_a_torn_row_is_reported_with_its_line_and_those_around_it_are_kept(tmp_path):
     good, torn = post(1, "How do I sort a list?"), '<row Id="9" PostTypeId="1" Title="How do \n'
     text = posts_xml(good, torn, post(3, "Where does a stack begin?"), post(4, "Not ended, is it?"))
     file = tmp_path / "Posts.xml"
     file.write_text(text[: text.rindex("Body")], encoding="utf-8")
     seeds = load_seeds(file)
     assert len(seeds) == 3
-    byte = file.read_bytes().index(b'<row Id="9"')
-    assert seeds.problems[0].startswith(f"{file} byte {byte}: ")
+    assert seeds.problems[0].startswith(f"{file}:4: ")
     assert seeds.dropped["unreadable"] == 1
 
 
-def test_rows_are_found_wherever_the_blocks_are_cut(tmp_path, monkeypatch):
+def test_a_packed_dump_is_the_same_dump(tmp_path):
     rows = [post(i, f"Question number {i} about é?", body="x" * (i * 7 % 90)) for i in range(60)]
-    (tmp_path / "Posts.xml").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "Posts.xml").write_text("<posts>" + "".join(rows), encoding="utf-8")
     (tmp_path / "Posts.xml.gz").write_bytes(gzip.compress((tmp_path / "Posts.xml").read_bytes()))
     whole = load_seeds(tmp_path / "Posts.xml")
     assert len(whole) == 60
-    for block in (1, 13, 64, 1000):
-        monkeypatch.setattr(sources, "_BLOCK", block)
-        assert list(load_seeds(tmp_path / "Posts.xml")) == list(whole)
-        assert list(load_seeds(tmp_path / "Posts.xml.gz")) == list(whole)
+    assert load_seeds(tmp_path / "Posts.xml.gz") == whole
 
 
-def test_a_row_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK", 100)
-    monkeypatch.setattr(sources, "_LONGEST_ROW", 1000)
-    endless = f'  <row Id="5" PostTypeId="1" Title="{"x" * 5000}\n'
-    rows = post(1, "How do I sort a list?"), endless, post(3, "Where does a stack begin?")
-    (tmp_path / "Posts.xml").write_text(posts_xml(*rows), encoding="utf-8")
-    seeds = load_seeds(tmp_path / "Posts.xml")
-    assert [seed.id for seed in seeds] == ["stackexchange-1", "stackexchange-3"]
-    assert any("does not end" in problem for problem in seeds.problems)
+@pytest.mark.parametrize("ending", [".xml", ".txt", ".jsonl", ".csv", ".json"])
+def test_a_record_without_end_costs_no_memory_and_the_next_is_read(tmp_path, ending):
+    bomb = b"x" * 100_000_000
+    file = tmp_path / f"a{ending}.gz"
+    around = {
+        ".xml": (
+            b'<posts>\n<row Id="5" PostTypeId="1" Title="',
+            post(1, "Is it so, or not?").encode(),
+        ),
+        ".txt": (b"", b"Is it so, or not?\n"),
+        ".jsonl": (b'{"question": "', b'{"question": "Is it so, or not?"}\n'),
+        ".csv": (b"question,n\n", b'"Is it so, or not?",1\n'),
+        ".json": (b'[{"question": "', b'", "x": 1},\n{"question": "Is it so, or not?"}]'),
+    }
+    with gzip.open(file, "wb", compresslevel=1) as packed:
+        packed.write(around[ending][0] + bomb + b"\n" * (ending != ".json") + around[ending][1])
+    del bomb
+    tracemalloc.start()
+    seeds = load_seeds(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert texts(seeds) == ["Is it so, or not?"]
+    assert len(seeds.problems) == 1
+    assert peak < 60e6
 
 
 def test_an_entity_bomb_is_not_expanded(tmp_path):
@@ -210,7 +230,7 @@ def test_any_title_survives_the_dump_and_back(tmp_path_factory, titles):
     titles = [title for title in titles if "\uffff" not in title]
     rows = [post(i, title) for i, title in enumerate(titles)]
     (folder / "Posts.xml").write_text(posts_xml(*rows), encoding="utf-8")
-    tally = Tally()
+    tally = Seeds()
     read = [seed.text for _, seed in sources.read_source(str(folder / "Posts.xml"), tally)]
     assert read == titles
     assert not tally.problems
@@ -265,7 +285,7 @@ def test_a_question_over_two_lines_of_a_table_is_one_question(tmp_path):
 
 def test_a_table_without_a_question_column_says_which_it_has(tmp_path):
     (tmp_path / "q.csv").write_text("name,score\nAnn,3\n")
-    with pytest.raises(BaizeError, match="'name,score'"):
+    with pytest.raises(BaizeError, match="among name, score: name it, column="):
         load_seeds(tmp_path / "q.csv")
 
 
@@ -311,9 +331,122 @@ def test_a_damaged_archive_is_reported_and_the_others_are_read(tmp_path):
 def test_no_bytes_whatever_make_a_reader_fail(tmp_path_factory, ending, start, rest):
     file = tmp_path_factory.mktemp("any") / f"file{ending}"
     file.write_bytes(start + rest)
-    tally = Tally()
-    for seed in iter_seeds(file, tally=tally):
-        seed.text.encode("utf-8")
+    with contextlib.suppress(BaizeError):
+        for seed in load_seeds(file):
+            seed.text.encode("utf-8")
+
+
+def test_a_row_with_too_many_fields_is_named_and_not_cut(tmp_path):
+    (tmp_path / "q.csv").write_text(
+        "id,question\n1,What is it, really, that makes bread rise?\n2,Why is it so?\n"
+        '3,"Is it so, or not?"\n4,What is it called?,,\n'
+    )
+    seeds = load_seeds(tmp_path / "q.csv")
+    assert texts(seeds) == ["Why is it so?", "Is it so, or not?", "What is it called?"]
+    assert seeds.problems == [
+        f"{tmp_path / 'q.csv'}:2: 4 fields, and the header has 2: put a text that holds a ',' in "
+        "quotes"
+    ]
+
+
+def test_a_column_of_another_name_is_read_when_it_is_named(tmp_path):
+    rows = [{"Frage": "Why is the sky blue?", "title": "Is this the title?"}, {"title": "No?"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "q.csv").write_text("Frage;title\nWhy is the sky blue?;Is this the title?\n")
+    parquet(tmp_path / "q.parquet", Frage=["Why is the sky blue?"], title=["Is this the title?"])
+    for name in ("q.jsonl", "q.csv", "q.parquet"):
+        assert texts(load_seeds(tmp_path / name, column="frage")) == ["Why is the sky blue?"]
+    seeds = load_seeds(tmp_path / "q.jsonl", column="Frage")
+    assert seeds.problems == [f"{tmp_path / 'q.jsonl'}:2: no field 'Frage' among title: name it, "
+                              "column=…"]  # fmt: skip
+    with pytest.raises(BaizeError, match="no field 'x' among frage, title"):
+        load_seeds(tmp_path / "q.csv", column="x")
+    (tmp_path / "Posts.xml").write_text(posts_xml(post(1, "A title?", body="What is the body?")))
+    assert texts(load_seeds(tmp_path / "Posts.xml", column="Body")) == ["What is the body?"]
+
+
+ASKED = ["Why is the sky blue?", "How do magnets work?", "What is a token?"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([{"question": q} for q in ASKED]),
+        json.dumps([{"question": q, "more": {"a": [1]}} for q in ASKED], indent=2),
+        json.dumps({"data": [{"prompt": q} for q in ASKED]}, indent=1),
+        json.dumps({"has_more": False, "items": [{"text": q} for q in ASKED]}),
+        json.dumps([{"items": [{"title": q}]} for q in ASKED]),
+        json.dumps(ASKED),
+        "\n".join(json.dumps({"instruction": q, "input": "", "output": "x"}) for q in ASKED),
+        "\n".join(json.dumps({"Question": q}, indent=4) for q in ASKED),
+        "\n".join(map(json.dumps, ASKED)),
+        "\ufeff" + json.dumps([{"query": q} for q in ASKED], ensure_ascii=False),
+    ],
+)
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_json_is_read_however_it_is_laid_out(tmp_path, text, ending):
+    (tmp_path / f"q.{ending}").write_text(text, encoding="utf-8")
+    seeds = load_seeds(tmp_path / f"q.{ending}")
+    assert texts(seeds) == ASKED
+    assert not seeds.problems
+
+
+def test_a_broken_item_of_a_list_costs_that_item(tmp_path):
+    rows = [json.dumps({"question": f"Is {i} a prime number?"}) for i in range(20_000)]
+    rows[7] = '{"question": oops, "more": {"a": 1}}'
+    (tmp_path / "q.json").write_text("[" + ",\n".join(rows))
+    seeds = load_seeds(tmp_path / "q.json")
+    assert len(seeds) == 19_999
+    assert seeds.problems[0].startswith(f"{tmp_path / 'q.json'}:8: Expecting value")
+
+
+def test_a_long_list_streams(tmp_path):
+    row = json.dumps({"question": "Is 1 a prime number?", "body": "x" * 3000})
+    with (tmp_path / "q.json").open("w") as file:
+        file.write("[" + ",\n".join([row] * 20_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in records.records(tmp_path / "q.json")) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "remedy"),
+    [
+        ("", {}, "no seeds called ''"),
+        ("Why is the sky blue?", {}, "a list of questions"),
+        (None, {}, "None is no list of questions"),
+        (5, {}, "5 is no list"),
+        ([5], {}, "item 1 of the list is 5"),
+        ([], {}, "no question found"),
+        ("general", {"limit": 0}, "limit=0"),
+        ("general", {"limit": "5"}, "limit='5'"),
+        ("general", {"near": 2}, "take one above 0"),
+        ("general", {"language": "fr"}, "'fr'"),
+    ],
+)
+def test_what_cannot_be_seeds_is_refused_by_name(source, options, remedy):
+    with pytest.raises(BaizeError, match=re.escape(remedy)):
+        load_seeds(source, **options)
+
+
+def test_plain_questions_are_seeds(tmp_path):
+    seeds = load_seeds([*ASKED, Seed("own", "Is it so, or not?", "me"), "Why"])
+    assert texts(seeds) == [*ASKED, "Is it so, or not?"]
+    assert seeds.dropped == {"too short (under 3 words)": 1}
+    assert texts(clean(ASKED)) == ASKED
+    assert len({seed.id for seed in seeds}) == 4
+    with pytest.raises(BaizeError, match="put it in brackets"):
+        clean(ASKED[0])
+
+
+def test_utf16_and_old_line_ends_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text("question\nWhy is it so?\n", encoding="utf-16")
+    (tmp_path / "b.csv").write_bytes(b"question\rWhy is it so?\r")
+    for name, remedy in (("a.csv", "save it as UTF-8"), ("b.csv", "lines do not end")):
+        with pytest.raises(BaizeError, match=remedy):
+            load_seeds(tmp_path / name)
 
 
 # Hugging Face data sets, through the library's own parquet reader.
@@ -343,8 +476,7 @@ def test_the_mirrors_read_what_their_columns_mean(tmp_path, monkeypatch):
     parquet(tmp_path / "so" / "train.parquet", **posts)
     parquet(tmp_path / "med" / "train.parquet", question=["What is (are) Gout ?"])
     for name, folder in (("stackoverflow", "so"), ("medquad", "med")):
-        mirror = sources.MIRRORS[name]
-        local = sources.Mirror(str(tmp_path / folder), mirror.config, mirror.columns)
+        local = sources.MIRRORS[name] | {"path": str(tmp_path / folder)}
         monkeypatch.setitem(sources.MIRRORS, name, local)
     seeds = load_seeds("hf:stackoverflow")
     assert [seed.id for seed in seeds] == ["stackoverflow-4", "stackoverflow-6"]
@@ -423,6 +555,23 @@ def test_near_duplicates_are_dropped_on_request_only():
     assert near.dropped == {"near-duplicate": 1}
 
 
+def test_questions_of_one_form_about_different_things_are_not_near_duplicates():
+    drugs = [f"{a}{b}{c}" for a in "bcdfg" for b in ("axo", "ilo", "ume") for c in ("pin", "tol")]
+    forms = ["How should {} be used and what is the dosage?", "What special precautions should I "
+             "follow when I take {}?", "What are the side effects or risks of {}?"]  # fmt: skip
+    asked = [form.format(drug) for form in forms for drug in drugs]
+    again = "What is the dosage, and how should baxopin be used?"
+    seeds = load_seeds([*asked, again], near=0.8)
+    assert texts(seeds) == asked
+    assert seeds.dropped == {"near-duplicate": 1}
+
+
+@pytest.mark.skipif(not MEDQUAD.is_dir(), reason=f"no MedQuAD sample at {MEDQUAD}")
+def test_hardly_any_question_of_medquad_is_a_near_duplicate_of_another():
+    seeds = load_seeds(MEDQUAD, near=0.8)
+    assert seeds.dropped["near-duplicate"] < 0.02 * len(seeds)
+
+
 def test_a_limit_stops_the_reading(tmp_path):
     (tmp_path / "q.txt").write_text("".join(f"Is {i} a prime number?\n" for i in range(100)) + "x")
     seeds = load_seeds(tmp_path / "q.txt", 5)
@@ -484,45 +633,3 @@ def test_a_mix_gives_a_shared_question_once_and_no_id_twice(tmp_path):
         mix({str(tmp_path / "a"): 1, str(tmp_path / "b"): 1}, 12)
     with pytest.raises(BaizeError, match="> 0"):
         mix({"general": 0}, 5)
-
-
-# Similarity.
-
-
-def words(rng, count):
-    return [rng.choice(string.ascii_lowercase) * rng.randint(1, 9) for _ in range(count)]
-
-
-def test_near_duplicates_are_the_pairs_that_comparing_all_of_them_finds():
-    rng = random.Random(0)
-    rows = [words(rng, 60) for _ in range(150)]
-    for _ in range(50):
-        copy = list(rng.choice(rows[:150]))
-        copy[rng.randrange(60)] = "changed"
-        rows.append(copy)
-    documents = [" ".join(row) for row in rows]
-    groups = near_duplicates(documents)
-    assert sum(len(group) - 1 for group in groups) == 50
-    for first, *others in groups:
-        assert all(first < other for other in others)
-        assert all(jaccard(documents[first], documents[other]) >= 0.7 for other in others)
-
-
-def test_texts_without_words_or_with_one_are_compared_too():
-    assert near_duplicates(["", "?!", "hi", "Hi!", "", "?!", "a b"]) == [[0, 4], [1, 5], [2, 3]]
-    assert near_duplicates([]) == []
-
-
-def test_chinese_is_compared_by_character():
-    assert jaccard("如何学习游泳？", "如何学习跑步？", width=1) == 0.5
-
-
-@given(st.text(max_size=50), st.text(max_size=50), st.integers(1, 4))
-def test_similarity_is_symmetric_and_one_with_itself(a, b, width):
-    assert jaccard(a, a, width=width) == 1
-    assert 0 <= jaccard(a, b, width=width) == jaccard(b, a, width=width) <= 1
-
-
-def test_an_impossible_threshold_is_refused():
-    with pytest.raises(ValueError, match="threshold"):
-        near_duplicates(["a"], 1.5)

@@ -1,21 +1,6 @@
-"""seeds"""
+"""First messages to start dialogues from: read as they are published, cleaned, mixed."""
 
-from baize_lib.seeds.clean import RULES, Seeds, clean, iter_seeds, load_seeds, mix
-from baize_lib.seeds.readers import MIRRORS, Mirror, read_source
-from baize_lib.seeds.seed import BUILT_IN, CHINESE, Seed, Tally
+from baize_lib.seeds.clean import clean, load_seeds, mix
+from baize_lib.seeds.seed import BUILT_IN, Seed
 
-__all__ = [
-    "Seeds",
-    "load_seeds",
-    "iter_seeds",
-    "clean",
-    "mix",
-    "RULES",
-    "read_source",
-    "Mirror",
-    "MIRRORS",
-    "Seed",
-    "Tally",
-    "BUILT_IN",
-    "CHINESE",
-]
+__all__ = ["Seed", "BUILT_IN", "load_seeds", "clean", "mix"]

@@ -1,7 +1,7 @@
 """Seeds: the first messages from which the teacher plays out whole dialogues.
 
 Baize took its seeds from Quora, Stack Overflow and MedQuAD (paper, section 3). Here each of those
-can be read as it is published (`sources.py`), beside small sets written for this course. Real
+can be read as it is published (`readers.py`), beside small sets written for this course. Real
 sources are messy: every question that is dropped is counted under its reason.
 
 >>> seeds = load_seeds("medical", limit=2)
@@ -13,68 +13,26 @@ Counter({'exact duplicate': 1})
 
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
 from baize_lib.seeds.readers import read_source
-from baize_lib.seeds.seed import CHINESE, Seed, Tally
-from baize_lib.text import language_of, near_duplicates
+from baize_lib.seeds.seed import CHINESE, Seed, Seeds, as_seeds
+from baize_lib.text import language_of, near_duplicates, words
 
-__all__ = [
-    "Seeds",
-    "load_seeds",
-    "iter_seeds",
-    "clean",
-    "mix",
-    "RULES",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Seeds(Sequence):
-    """The seeds that were kept, list-like, and why the others were not."""
-
-    seeds: tuple[Seed, ...]
-    tally: Tally = field(default_factory=Tally)
-
-    @property
-    def dropped(self) -> Counter:
-        """Reason -> number of questions dropped for it."""
-        return self.tally.dropped
-
-    @property
-    def problems(self) -> list[str]:
-        """The places that could not be read, one text each (the first 1,000)."""
-        return self.tally.problems
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, index):
-        return self.seeds[index]
-
-    def table(self):
-        """A pandas DataFrame: what became of the questions read, how many, an example of each."""
-        import pandas as pd
-
-        rows = [("kept", len(self), self.seeds[0].text if self.seeds else "")]
-        rows += [(why, n, self.tally.examples[why]) for why, n in self.dropped.most_common()]
-        frame = pd.DataFrame(rows, columns=["outcome", "questions", "for example"])
-        share = frame["questions"] / max(1, frame["questions"].sum())
-        frame.insert(2, "share", share.map("{:.1%}".format))
-        return frame.assign(**{"for example": frame["for example"].str.slice(0, 70)})
+__all__ = ["load_seeds", "clean", "mix"]
 
 
 def load_seeds(
-    source: str | Path,
+    source: str | Path | Iterable[Seed | str],
     limit: int | None = None,
     *,
+    column: str | None = None,
     language: str | None = None,
     near: float | None = None,
 ) -> Seeds:
@@ -86,11 +44,14 @@ def load_seeds(
             Chinese `chinese`);
             `hf:quora`, `hf:stackoverflow`, `hf:medquad`, or `hf:` and any data set's name on the
             Hugging Face hub;
-            a file, folder or zip with MedQuAD XML, a Stack Exchange `Posts.xml`, Stack Exchange
-            API answers (`.json`), Quora pairs or another table (`.csv`, `.tsv`, `.parquet`),
-            `.jsonl`, or plain text with a question a line; each also as `.gz`.
+            a file, folder or zip with MedQuAD XML, a Stack Exchange `Posts.xml` or its API's
+            answers, Quora pairs or another table (`.csv`, `.tsv`, `.parquet`), JSON, JSON lines,
+            or plain text with a question a line; each also as `.gz`;
+            a list of questions.
         limit: keep no more than so many; reading stops there. Without it, memory grows with what
-            is kept, about 0.5 kB a seed; `iter_seeds` keeps nothing.
+            is kept, about 0.5 kB a seed.
+        column: the field that holds the question, where it has another name than question, text,
+            title, prompt, instruction or query.
         language: "en" or "zh"; questions in another one are dropped. None takes the built-in
             set's own, and "en" for every other source.
         near: drop near-duplicates from this word overlap on (0 to 1; 0.8 is a good start).
@@ -98,42 +59,34 @@ def load_seeds(
     Raises:
         BaizeError: no such source, or nothing in it that can be read as a question.
     """
-    if limit is not None and limit < 1:
-        raise BaizeError(f"limit={limit}: ask for at least one seed, or leave the limit out")
-    tally, kept = Tally(), []
-    with closing(iter_seeds(source, language=language, tally=tally)) as stream:
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise BaizeError(f"limit={limit!r}: ask for at least one seed, or leave the limit out")
+    kept = Seeds()
+    if isinstance(source, str | Path):
+        language = language or ("zh" if source in CHINESE else "en")
+        rows = read_source(str(source), kept, column)
+    else:
+        rows = ((seed.id, seed) for seed in as_seeds(source))
+    with closing(_keep(rows, language or "en", kept)) as stream:
         for seed in stream:
             kept.append(seed)
             if len(kept) == limit:
                 break
-    if not kept and set(tally.dropped) <= {"unreadable"}:
-        first = f" ({tally.problems[0]})" if tally.problems else ""
+    if not kept and set(kept.dropped) <= {"unreadable"}:
+        first = f" ({kept.problems[0]})" if kept.problems else ""
         raise BaizeError(
-            f"no question found in {source}{first}: expected MedQuAD or Stack Exchange XML, Stack "
-            "Exchange JSON, a table with a column question, text or title, or a question a line"
+            f"no question found in {source!s:.200}{first}: expected MedQuAD or Stack Exchange XML, "
+            "a table or JSON with a field question, text or title, or a question a line"
         )
-    return Seeds(tuple(_drop_near(kept, near, tally) if near else kept), tally)
+    return _finished(kept, near)
 
 
-def iter_seeds(
-    source: str | Path, *, language: str | None = None, tally: Tally | None = None
-) -> Iterator[Seed]:
-    """The same as `load_seeds`, one seed at a time, for sources larger than the memory.
-
-    Only fingerprints stay in memory, some 0.15 kB a seed, to find exact duplicates. What is
-    dropped is counted in `tally`.
-    """
-    tally = Tally() if tally is None else tally
-    language = language or ("zh" if source in CHINESE else "en")
-    yield from _own_ids(_keep(read_source(str(source), tally), language, tally))
-
-
-def clean(seeds: Iterable[Seed], *, language: str = "en", near: float | None = None) -> Seeds:
+def clean(seeds: Iterable[Seed | str], *, language: str = "en", near: float | None = None) -> Seeds:
     """Keep the seeds that pass every rule in `RULES`, the first of each exact duplicate, and with
     `near` the first of each group of near-duplicates (see `load_seeds`)."""
-    tally = Tally()
-    kept = list(_own_ids(_keep(((seed.id, seed) for seed in seeds), language, tally)))
-    return Seeds(tuple(_drop_near(kept, near, tally) if near else kept), tally)
+    kept = Seeds()
+    kept.extend(_keep(((seed.id, seed) for seed in as_seeds(seeds)), language, kept))
+    return _finished(kept, near)
 
 
 def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
@@ -143,15 +96,22 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     A question that two sources have in common comes once.
 
     >>> drawn = mix({"general": 0.5, "programming": 0.35, "medical": 0.15}, 20)
-    >>> sorted(Counter(s.source for s in drawn).values())
-    [3, 7, 10]
+    >>> sum(seed.source == "baize-course/medical" for seed in drawn)
+    3
 
     Raises:
         BaizeError: a share that is not positive, or a source with too few seeds.
     """
-    if not shares or min(shares.values()) <= 0 or num < 1:
-        raise BaizeError(f"a mix of {num} seeds from {dict(shares)}: make number and shares > 0")
-    tally, drawn, seen = Tally(), [], set()
+    try:
+        sound = num >= 1 and num == int(num) and all(0 < s < float("inf") for s in shares.values())
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    if not sound or not shares:
+        raise BaizeError(
+            f"a mix of {num!r} seeds from {shares!r:.200}: give shares > 0 by source, such as "
+            "{'general': 0.5, 'medical': 0.5}, and a whole number > 0"
+        )
+    drawn, seen = Seeds(), set()
     for source, count in _apportion(shares, num).items():
         # The hub's data sets are long: read no more than it takes to draw from.
         loaded = load_seeds(source, 4 * count + 1000 if source.startswith("hf:") else None)
@@ -166,11 +126,11 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
             )
         seen.update(new)
         drawn += [pool[mark] for mark in new]
-        tally.dropped.update(loaded.dropped)
-        tally.examples |= loaded.tally.examples
-        tally.problems += loaded.problems
+        drawn.dropped += loaded.dropped
+        drawn.examples |= loaded.examples
+        drawn.problems += loaded.problems
     random.Random(seed).shuffle(drawn)
-    return Seeds(tuple(_own_ids(drawn)), tally)
+    return _finished(drawn)
 
 
 def _apportion(shares: Mapping[str, float], num: int) -> dict[str, int]:
@@ -186,11 +146,11 @@ def _apportion(shares: Mapping[str, float], num: int) -> dict[str, int]:
 
 # Cleaning: a rule looks at one text, spaces tidied, and says whether to drop it.
 
-_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_CJK_MARKS = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20“”…?!,.]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
-_MARKUP = re.compile(r"</\w+>|<\w+\s+\w+=|<br\s*/?>|\[/?math\]|&(nbsp|quot|amp|lt|gt|#\d+);")
+_MARKUP = re.compile(  # not an entity that stands alone: people ask about those
+    r"</\w+>|<\w+\s+\w+=|<br\s*/?>|\[/?math\]|\w&#?\w+;\w|&quot;.*&quot;"
+)
 _ANSWER = re.compile(
     r"(answer|edit|update|a|答案?|回答|回复)\s*[:：]|谢谢|感谢|不客气|"
     r"(yes|no|sure|well|thanks|thank you)\b[,.! ]|"
@@ -201,10 +161,9 @@ _ASKS = re.compile("[?？]")
 
 
 def _num_words(text: str) -> int:
-    """Words; in Chinese, where spaces mark none, three characters count as two."""
-    num_characters = len(_CJK.findall(text))
-    others = _CJK_MARKS.sub(" ", _CJK.sub(" ", text)) if num_characters else text
-    return len(others.split()) + (2 * num_characters + 1) // 3
+    """Words; three Chinese characters count as two, about the length of a word."""
+    said = words(text)
+    return len(said) - sum("\u3040" <= word <= "\u9fff" for word in said) // 3
 
 
 def _in_other_language(text: str, language: str) -> bool:
@@ -224,8 +183,11 @@ RULES: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-def _keep(rows: Iterable[tuple[str, Seed]], language: str, tally: Tally) -> Iterator[Seed]:
-    """(place, raw seed) -> the tidied seeds that pass all rules."""
+def _keep(rows: Iterable[tuple[str, Seed]], language: str, tally: Seeds) -> Iterator[Seed]:
+    """(place, raw seed) -> the tidied seeds that pass all rules; those dropped go to `tally`.
+
+    Of what was kept only fingerprints stay in memory.
+    """
     check_language(language)
     texts: set[bytes] = set()
     for place, raw in rows:
@@ -234,22 +196,10 @@ def _keep(rows: Iterable[tuple[str, Seed]], language: str, tally: Tally) -> Iter
         reason = next((why for why, drops in RULES.items() if drops(text, language)), None)
         reason = reason or ("exact duplicate" if mark in texts else None)
         if reason:
-            tally.drop(reason, text)
-            if reason == "broken characters":
-                tally.note(f"{place}: broken characters in {text[:40]!r}")
+            tally.drop(reason, text, place if reason == "broken characters" else "")
             continue
         texts.add(mark)
         yield replace(raw, text=text)
-
-
-def _own_ids(seeds: Iterable[Seed]) -> Iterator[Seed]:
-    """A second seed with the same id (two files of one name) has its text's mark added to it."""
-    taken: set[bytes] = set()
-    for seed in seeds:
-        if (mark := blake2b(seed.id.encode("utf-8", "replace"), digest_size=8).digest()) in taken:
-            seed = replace(seed, id=f"{seed.id}-{_fingerprint(seed.text).hex()}")
-        taken.add(mark)
-        yield seed
 
 
 def _fingerprint(text: str) -> bytes:
@@ -258,9 +208,16 @@ def _fingerprint(text: str) -> bytes:
     return blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
 
 
-def _drop_near(seeds: list[Seed], threshold: float, tally: Tally) -> list[Seed]:
-    groups = near_duplicates((seed.text for seed in seeds), threshold, width=1)
-    later = {i for group in groups for i in group[1:]}
-    for i in sorted(later):
-        tally.drop("near-duplicate", seeds[i].text)
-    return [seed for i, seed in enumerate(seeds) if i not in later]
+def _finished(seeds: Seeds, near: float | None = None) -> Seeds:
+    """Without near-duplicates; a second seed with the same id (two files of one name) has its
+    text's mark added to it."""
+    if near is not None:
+        groups = near_duplicates((seed.text for seed in seeds), near, width=1)
+        for i in sorted((i for group in groups for i in group[1:]), reverse=True):
+            seeds.drop("near-duplicate", seeds.pop(i).text)
+    taken: set[str] = set()
+    for i, seed in enumerate(seeds):
+        if seed.id in taken:
+            seeds[i] = replace(seed, id=f"{seed.id}-{_fingerprint(seed.text).hex()}")
+        taken.add(seed.id)
+    return seeds

@@ -59,15 +59,6 @@ def make_dialogues(num: int) -> list[str]:
     return dialogues
 
 
-def stream_posts(path: Path) -> str:
-    from baize_lib.seeds.clean import iter_seeds
-    from baize_lib.seeds.seed import Tally
-
-    tally = Tally()
-    kept = sum(1 for _ in iter_seeds(path, tally=tally))
-    return f"{kept:,} questions, {tally.dropped.total():,} dropped"
-
-
 def load_posts(path: Path) -> str:
     from baize_lib.seeds.clean import load_seeds
 
@@ -104,10 +95,9 @@ def main() -> None:
         for size in (num_bytes // 10, num_bytes):
             posts = Path(folder) / "Posts.xml"
             make_posts(posts, size)
-            for what, work in (("stream", stream_posts), ("load", load_posts)):
-                with spawn.Pool(1) as pool:
-                    done = pool.apply(measure, (work, posts))
-                rows.append((f"{what} Posts.xml, {posts.stat().st_size / 1e9:.2f} GB", *done))
+            with spawn.Pool(1) as pool:
+                done = pool.apply(measure, (load_posts, posts))
+            rows.append((f"load Posts.xml, {posts.stat().st_size / 1e9:.2f} GB", *done))
     with spawn.Pool(1) as pool:
         done = pool.apply(measure_duplicates, (num_dialogues,))
     rows.append((f"near-duplicates, {num_dialogues:,} dialogues", *done))
