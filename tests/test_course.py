@@ -1,13 +1,28 @@
 """The course runner: progress, a receipt from the files of a run, failures that lose nothing."""
 
+import asyncio
 import json
+import re
 
 import nbformat
 import pytest
 
-from baize_lib.config import BaizeError, current_tier, open_run
-from baize_lib.course.runner import Executed, _run_all, execute, index_page, main, receipt
+from baize_lib.config import BaizeError
+from baize_lib.course.runner import (
+    COURSE,
+    Executed,
+    _chosen,
+    _clock,
+    _run_all,
+    execute,
+    receipt,
+    spent_usd,
+)  # fmt: skip
+from baize_lib.course.show import template
+from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import write_atomic, write_jsonl
+from baize_lib.teacher.calls import Call, Calls
+from baize_lib.teacher.prices import Usage
 
 
 @pytest.fixture
@@ -26,13 +41,17 @@ def notebook(path, *sources):
     return path
 
 
-def ledger_line(name, status="ok", usd=0.5):
+def dialogue(name, status="ok"):
     said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
-    return {
-        "id": name, "seed": {"id": name, "text": name, "source": "test"}, "messages": said,
-        "strategy": "turns", "usage": {"input": 100, "cached_input": 0, "output": 50},
-        "cost_usd": usd, "status": status, "reason": "", "attempt": 1,
-    }  # fmt: skip
+    seed = {"id": name, "text": name, "source": "test"}
+    return {"id": name, "seed": seed, "messages": said, "status": status}
+
+
+async def paid(run, purpose, usd, given, said):
+    with Calls(run.calls_file).held() as calls:
+        number = await calls.begin(Call(f"{purpose}{usd}", purpose), 1.0, 9999)
+        usage = Usage(input=given, output=said)
+        await calls.answered(number, usage, usd, "stop", "Hello.")
 
 
 def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):
@@ -69,18 +88,21 @@ def test_a_notebook_that_fails_is_kept_up_to_its_error_and_stops_the_course(run,
     assert not (tmp_path / "out" / "01_b.ipynb").exists()
 
 
-def test_the_receipt_adds_up_the_runs_files(run):
-    write_jsonl(run.ledger, [ledger_line("a"), ledger_line("b"), ledger_line("c", "failed", 0.1)])
+def test_the_receipt_adds_up_all_that_was_paid_whatever_for(run):
+    asyncio.run(paid(run, "self-chat", 0.75, 200, 100))
+    asyncio.run(paid(run, "judge", 0.25, 100, 50))
+    write_jsonl(run.self_chat, [dialogue("a"), dialogue("b"), dialogue("c", "failed")])
     write_atomic(run.corpus_dir / "card.json", json.dumps({"kept": 1}))
     card = {"num_tokens": 1200, "seconds": 6.0, "loss_before": 2.0, "loss_after": 1.5}
     write_atomic(run.adapter_dir / "baize_run.json", json.dumps(card))
     printed = receipt(run, 75)
     for expected in (
-        "seeds             3", "2 finished, 1 kept, 1 dropped", "300 in, 150 out", "$1.1000",
-        "gpt-3.5-turbo", "1,200 tokens in 6 s", "2.000 before, 1.500 after", "adapter",
-        "wall time         1:15",
+        "2 finished of 3, 1 kept", "spent, self-chat  $0.7500, 200 tokens in, 100 out",
+        "spent, judge      $0.2500", "spent             $1.0000", "gpt-3.5-turbo",
+        "1,200 tokens in 6 s", "2.000 before, 1.500 after", "wall time         1:15",
     ):  # fmt: skip
         assert expected in printed
+    assert spent_usd(run) == 1.0
 
 
 def test_the_receipt_of_an_empty_run_says_what_has_not_run(run):
@@ -89,14 +111,38 @@ def test_the_receipt_of_an_empty_run_says_what_has_not_run(run):
     assert "notebook 04 has not run" in printed
 
 
-def test_the_index_escapes_what_notebooks_say():
-    page = index_page([Executed("00_a", "<script>", 61, 0.5)], "<b>receipt</b>")
-    assert "<script>" not in page
+def test_a_page_needs_no_network_and_its_figures_keep_their_alt_text(run, tmp_path):
+    figure = (
+        "from baize_lib.course import plots\n"
+        "plots.show(plots.bars({'a': 1}, title='t', unit='u'), 'x', 'One \"bar\" <b>')"
+    )
+    path = notebook(tmp_path / "in" / "00_a.ipynb", figure)
+    execute(path, tmp_path / "out", run)
+    page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
+    assert 'alt="One &quot;bar&quot; &lt;b&gt;"' in page or "alt='One \"bar\" &lt;b&gt;'" in page
+    assert not re.findall(r"""(?:src|import|from)\s*=?\s*["'](?:https?:)?//[^"']+""", page)
+    assert 'src=""' not in page
+
+
+def test_the_index_escapes_what_notebooks_and_their_files_say():
+    done = [Executed("00_'><script>", "<script>", 61, 0.5)]
+    page = template("index.jinja").render(done=done, receipt="<b>receipt</b>", clock=_clock)
+    assert "<script" not in page
     assert "&lt;b&gt;receipt" in page
     assert "1:01" in page
 
 
-def test_an_unknown_tier_ends_with_one_line_and_no_traceback(monkeypatch, capsys):
-    monkeypatch.setenv("BAIZE_TIER", "desktop")
-    assert main(["run"]) == 1
-    assert "is not a tier" in capsys.readouterr().err
+def test_an_installed_package_says_that_the_notebooks_are_in_the_clone(tmp_path):
+    with pytest.raises(BaizeError, match="run this in a clone"):
+        _chosen((), tmp_path)
+
+
+def test_a_notebook_that_is_not_there_is_refused_with_those_there_are():
+    with pytest.raises(BaizeError, match="no notebook '99': use one of 00_start_here"):
+        _chosen(["99"], COURSE)
+    assert [path.stem for path in _chosen(["00"], COURSE)] == ["00_start_here"]
+
+
+def test_a_dead_kernel_is_told_as_what_it_mostly_is(run, tmp_path):
+    path = notebook(tmp_path / "in" / "00_a.ipynb", "import os; os._exit(9)")
+    assert "memory was full" in execute(path, tmp_path / "out", run).error

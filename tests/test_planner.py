@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_train import FAST, TALKS, TOKENIZER, tiny_base
 
-from baize_lib.config import TIERS, BaizeError
+from baize_lib.config import BaizeError
+from baize_lib.course.tiers import TIERS
 from baize_lib.models.shapes import ALL_LINEAR, ARTICLE_TARGETS, Shape
 from baize_lib.training.batches import encode_all
 from baize_lib.training.planner import (
@@ -153,7 +154,10 @@ def test_every_device_names_its_source_and_where_its_rent_was_seen():
 def test_the_a100_tier_fits_the_card_it_is_named_after():
     tier = TIERS["a100"]
     settings = TrainingSettings(
-        rank=tier.rank, micro_tokens=tier.micro_tokens, targets=ARTICLE_TARGETS, dropout=0.05
+        rank=tier.training.rank,
+        micro_tokens=tier.training.micro_tokens,
+        targets=ARTICLE_TARGETS,
+        dropout=0.05,
     )
     needed = plan(PRESETS["7B"].shape, Corpus(1, 1), "A100-80", settings)
     assert needed.fits

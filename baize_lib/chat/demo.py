@@ -1,19 +1,17 @@
 """A page to chat with what you trained: base and tuned behind one switch, replies streamed.
 
-`make demo` (or `python -m baize_lib.demo`) installs Gradio and opens it on this machine only.
+`make demo` (or `baize chat`) installs Gradio and opens it on this machine only.
 """
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from baize_lib.config import BaizeError, Run, data_dir, open_run
+from baize_lib.config import BaizeError, Run, data_dir
 from baize_lib.dialogue import Message
 
 __all__ = [
     "load",
     "build",
-    "main",
 ]
 
 
@@ -21,13 +19,13 @@ if TYPE_CHECKING:
     from baize_lib.chat import ChatModel
 
 
-def load(run: Run) -> "ChatModel":
+def load(run: Run, student: str, precision: str = "auto") -> "ChatModel":
     """The run's own adapter, or the recorded one, on its base model."""
     from baize_lib.chat import ChatModel
     from baize_lib.models import load_base
 
     adapter = run.adapter_dir if run.adapter_dir.is_dir() else data_dir() / "adapter"
-    return ChatModel(load_base(run.tier.base_model, run.tier.precision), {"tuned": adapter})
+    return ChatModel(load_base(student, precision), {"tuned": adapter})
 
 
 def build(chat: "ChatModel") -> Any:
@@ -64,17 +62,3 @@ def _text(content: Any) -> str:
         return content
     parts = content if isinstance(content, list) else [content]
     return "".join(p if isinstance(p, str) else str(p.get("text", "")) for p in parts)
-
-
-def main() -> int:
-    """Serve the page on this machine; it prints its address."""
-    try:
-        build(load(open_run())).launch()
-    except BaizeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,25 +1,11 @@
-"""course"""
+"""What every notebook uses: the tier and its run, the environment check, exercises, and looks."""
 
-from baize_lib.course.environment import Check, EnvironmentReport, check_environment
-from baize_lib.course.exercises import EXERCISES, check_exercise, verdict
-from baize_lib.course.runner import Executed, execute, index_page, main, receipt
-from baize_lib.course.show import Shown, bubbles, side_by_side, table, verdicts
+from baize_lib.course.environment import check_environment
+from baize_lib.course.exercises import check_exercise
+from baize_lib.course.show import bubbles, side_by_side, table, verdicts
+from baize_lib.course.tiers import TIERS, current_tier, open_run
 
 __all__ = [
-    "Executed",
-    "execute",
-    "receipt",
-    "index_page",
-    "main",
-    "Check",
-    "EnvironmentReport",
-    "check_environment",
-    "EXERCISES",
-    "check_exercise",
-    "verdict",
-    "Shown",
-    "bubbles",
-    "side_by_side",
-    "table",
-    "verdicts",
-]
+    "TIERS", "current_tier", "open_run", "check_environment", "check_exercise", "bubbles",
+    "side_by_side", "table", "verdicts",
+]  # fmt: skip

@@ -1,4 +1,8 @@
-"""course.environment: moved."""
+"""A look at this machine before anything is spent on it; each failure comes with its fix.
+
+print(check_environment())            # every line, as in notebook 00
+print(check_environment(brief=True))  # one line, or only what fails
+"""
 
 import importlib.metadata
 import os
@@ -6,18 +10,19 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from baize_lib.config import Tier, cache_dir, current_tier
+from baize_lib.config import BaizeError, cache_dir
+from baize_lib.course.tiers import Tier, current_tier
+from baize_lib.models.weights import MODELS
+from baize_lib.teacher.keys import find_key
 
-__all__ = [
-    "Check",
-    "EnvironmentReport",
-    "check_environment",
-]
+__all__ = ["check_environment"]
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "openai", "pandas", "matplotlib")
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the environment check; `fix` says what to do when it is not `ok`."""
+    """One line of the report; `fix` says what to do when it is not `ok`."""
 
     name: str
     ok: bool
@@ -27,58 +32,59 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentReport:
-    """All checks; prints as lines of OK and FAIL."""
+    """All checks; prints as lines of OK and FAIL, with `brief` only what fails."""
 
     checks: tuple[Check, ...]
+    brief: bool = False
 
     @property
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
 
     def __str__(self) -> str:
+        if self.brief and self.ok:
+            return "This machine is ready; notebook 00 shows what was looked at."
         width = max(len(check.name) for check in self.checks)
         lines = []
         for check in self.checks:
-            mark = "OK  " if check.ok else "FAIL"
-            lines.append(f"{mark}  {check.name:<{width}}  {check.found}")
+            if not (check.ok and self.brief):
+                mark = "OK  " if check.ok else "FAIL"
+                lines.append(f"{mark}  {check.name:<{width}}  {check.found}")
             if not check.ok:
                 lines.append(f"      {'':<{width}}  to fix: {check.fix}")
         return "\n".join(lines)
 
 
-PACKAGES = ("torch", "transformers", "peft", "datasets", "openai", "pandas", "matplotlib")
-
-
-def check_environment(tier: Tier | None = None) -> EnvironmentReport:
-    """Look at this machine before anything is spent on it; each failure comes with its fix."""
+def check_environment(tier: Tier | None = None, *, brief: bool = False) -> EnvironmentReport:
+    """Check Python, packages, key, memory, disk and GPU for a tier (None: the current one)."""
     tier = tier or current_tier()
-    checks = [_check_python(), *map(_check_package, PACKAGES)]
-    if tier.teacher == "smollm2-135m":
+    version = ".".join(map(str, sys.version_info[:3]))
+    checks = [Check("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")]
+    checks += map(_check_package, PACKAGES)
+    if tier.teacher in MODELS or tier.teacher.endswith(".gguf"):
         checks.append(_check_package("xllamacpp"))
     else:
         checks.append(_check_key(tier))
-    checks += [_check_memory(tier), _check_disk(), _check_gpu(tier)]
-    return EnvironmentReport(tuple(checks))
-
-
-def _check_python() -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", sys.version_info >= (3, 11), found, "install Python 3.11 or newer")
+    checks += [_check_memory(tier), _check_disk(tier), _check_gpu(tier)]
+    return EnvironmentReport(tuple(checks), brief)
 
 
 def _check_package(name: str) -> Check:
     try:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(
-            name, False, "not installed", "pip install -e . in the clone, or `make course`"
-        )
+        fix = "in the clone: make course, or pip install -c constraints.txt -e '.[lab]'"
+        return Check(name, False, "not installed", fix)
 
 
 def _check_key(tier: Tier) -> Check:
-    present = bool(os.environ.get("OPENAI_API_KEY"))
+    try:
+        found = "set" if find_key(needed=False) else "not set"
+    except BaizeError as error:
+        return Check("OPENAI_API_KEY", False, "not a key", str(error))
+    own_server = bool(os.environ.get("OPENAI_BASE_URL"))  # it may do without a key
     return Check(
-        "OPENAI_API_KEY", present, f"{'set' if present else 'not set'} (teacher {tier.teacher})",
+        "OPENAI_API_KEY", found == "set" or own_server, f"{found} (teacher {tier.teacher})",
         "set it in the environment or in Colab's secrets, or use BAIZE_TIER=laptop",
     )  # fmt: skip
 
@@ -86,22 +92,27 @@ def _check_key(tier: Tier) -> Check:
 def _check_memory(tier: Tier) -> Check:
     import psutil
 
-    total = psutil.virtual_memory().total / 1e9
-    needed = min(tier.gigabytes, 4)
+    total, needed = psutil.virtual_memory().total / 1e9, min(tier.gigabytes, 4)
     return Check(
-        "memory", total >= needed, f"{total:.0f} GB, {os.cpu_count()} cores",
+        "memory", total >= 0.9 * needed, f"{total:.0f} GB, {os.cpu_count()} cores",
         f"tier {tier.name} needs about {needed:g} GB: close programs, or use BAIZE_TIER=ci",
     )  # fmt: skip
 
 
-def _check_disk() -> Check:
+def _check_disk(tier: Tier) -> Check:
+    """Room for the models that are not here yet, and for the student in the form of training."""
     folder = cache_dir()
     while not folder.exists():
         folder = folder.parent
+    names = {tier.teacher, tier.student} & MODELS.keys()
+    missing = [MODELS[name] for name in names if not (cache_dir() / MODELS[name].file).is_file()]
+    needed = 1.2 * sum(model.num_bytes for model in missing) / 1e9
+    if (student := MODELS.get(tier.student)) and not student.folder.is_dir():
+        needed += 6 * student.num_bytes / 1e9
     free = shutil.disk_usage(folder).free / 1e9
     return Check(
-        "disk for the model", free >= 1.5, f"{free:.0f} GB free",
-        "the embedded model needs 1.5 GB: free some space, or set BAIZE_CACHE to another disk",
+        "disk for models", free >= needed, f"{free:.0f} GB free, {needed:.1f} needed",
+        "free some space, or set BAIZE_CACHE to another disk",
     )  # fmt: skip
 
 
@@ -111,7 +122,9 @@ def _check_gpu(tier: Tier) -> Check:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Check("GPU", True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+    wanted = tier.gigabytes > 6
     return Check(
-        "GPU", tier.name != "a100", "none" if tier.name == "a100" else "none (not needed)",
-        "tier a100 needs one A100 or H100: in Colab choose Runtime > Change runtime type",
+        "GPU", not wanted, "none" if wanted else "none (not needed)",
+        f"tier {tier.name} needs a GPU with {tier.gigabytes:g} GB: in Colab choose Runtime > "
+        "Change runtime type, or use BAIZE_TIER=laptop",
     )  # fmt: skip

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "user": "#0072B2", "assistant": "#D55E00", "base": "#6E6E6E", "tuned": "#009E73",
     "teacher": "#CC79A7", "published": "#E69F00", "other": "#56B4E9", "ink": "#222222",
+    "good": "#1F4E9C", "partly": "#B8860B", "bad": "#B2182B",
 }  # fmt: skip
 
 

@@ -54,6 +54,11 @@ class _Weights:
     def title(self) -> str:
         return self.original.split("/")[1]
 
+    @property
+    def folder(self) -> Path:
+        """Where the same weights are kept in the form of training."""
+        return cache_dir() / f"student-{self.sha256[:8]}"
+
     def cached(self) -> Path | None:
         """The file in the cache, if it is there and whole."""
         path = cache_dir() / self.file
@@ -276,8 +281,10 @@ def student_dir(name: str) -> Path:
     Raises:
         BaizeError: as `model_file`; the file cannot be read; no room on the disk.
     """
-    sha256 = MODELS[name].sha256 if name in MODELS else sha256_of(model_file(name))
-    target = cache_dir() / f"student-{sha256[:8]}"
+    if name in MODELS:
+        target = MODELS[name].folder
+    else:
+        target = cache_dir() / f"student-{sha256_of(model_file(name))[:8]}"
     if _is_whole(target):
         return target
     source = model_file(name)

@@ -1,0 +1,181 @@
+"""One dial for the whole course: the tier, and four environment variables that overrule it.
+
+A tier is plain data that holds the very settings objects the wings take, so a notebook passes
+`tier.training` on and copies nothing by hand. The same cells run on a laptop in minutes and
+rebuild Baize on an A100 with a paid teacher.
+
+>>> TIERS["laptop"].teacher, TIERS["laptop"].selfchat.num_turns
+('qwen-1.5b', 3)
+
+| variable | overrules |
+|---|---|
+| `BAIZE_TIER` | which tier: `ci`, `laptop` (the default), `t4` or `a100` |
+| `BAIZE_TEACHER` | the teacher: a key of `MODELS`, a GGUF file, a model at `OPENAI_BASE_URL` |
+| `BAIZE_STUDENT` | the student: a key of `MODELS`, a GGUF file, a hub name or a folder |
+| `BAIZE_TEACHER_PRICE` | a hosted teacher's price, USD per million tokens: `input/output` |
+| `BAIZE_MAX_CALLS` | calls to the teacher in flight at the same time |
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from baize_lib.config import BaizeError, Run, runs_dir
+from baize_lib.files import write_atomic
+from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.teacher.prices import Price
+from baize_lib.training.settings import TrainingSettings
+
+__all__ = ["TIERS", "Tier", "current_tier", "open_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How many answers are looked at, of at most `max_tokens` each; `tiers.toml` explains."""
+
+    max_tokens: int = 120
+    num_prompts: int | None = None
+    num_judged: int = 12
+    hosted_usd: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """How big a run is; `tiers.toml` holds the four there are, and says what its fields are."""
+
+    name: str
+    teacher: str
+    student: str
+    seed_mix: dict[str, float]
+    num_seeds: int
+    budget_usd: float
+    minutes: float
+    gigabytes: float
+    selfchat: SelfChatSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    num_recorded: int = 0
+    precision: str = "auto"
+    usd: float = 0
+    price: Price | None = None
+    max_calls: int | None = None
+
+    def __str__(self) -> str:
+        chat, train = self.selfchat, self.training
+        rows = {
+            "tier": self.name,
+            "teacher": f"{self.teacher}, {self.num_seeds:,} dialogues of {chat.num_turns} turns",
+            "student": f"{self.student}, {train.num_epochs} epochs, LoRA rank {train.rank}",
+            "expect": f"{self.minutes:,.0f} minutes, ${self.usd:,.0f}, "
+            f"{self.gigabytes:g} GB of memory (estimates)",
+            "cap": f"${self.budget_usd:,.2f} for the teacher",
+        }
+        return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
+
+
+def _tier(name: str, row: dict[str, Any]) -> Tier:
+    wings = {"selfchat": SelfChatSettings, "training": TrainingSettings}
+    wings["evaluation"] = EvaluationSettings
+    settings = {wing: make(**row.get(wing, {})) for wing, make in wings.items()}
+    return Tier(name, **row | settings)
+
+
+_TABLE = Path(__file__).with_name("tiers.toml").read_text(encoding="utf-8")
+TIERS = {name: _tier(name, row) for name, row in tomllib.loads(_TABLE).items()}
+_FREE_TO_CHANGE = ("minutes", "usd", "gigabytes", "budget_usd", "price", "max_calls", "evaluation")
+
+
+def current_tier(name: str | None = None) -> Tier:
+    """The tier called `name`, else the one in `BAIZE_TIER`, else `laptop`, with the other dials.
+
+    Raises:
+        BaizeError: no tier has that name, or a dial does not hold what it should.
+    """
+    chosen = name or os.environ.get("BAIZE_TIER") or "laptop"
+    if chosen not in TIERS:
+        raise BaizeError(f"BAIZE_TIER={chosen!r} is not a tier: use one of {', '.join(TIERS)}")
+    tier = TIERS[chosen]
+    if teacher := os.environ.get("BAIZE_TEACHER"):
+        tier = replace(tier, teacher=teacher)
+    if student := os.environ.get("BAIZE_STUDENT"):
+        tier = replace(tier, student=student, precision="auto")
+    if price := os.environ.get("BAIZE_TEACHER_PRICE"):
+        tier = replace(tier, price=_price(tier.teacher, price))
+    if calls := os.environ.get("BAIZE_MAX_CALLS"):
+        if not calls.isdecimal() or int(calls) < 1:
+            raise BaizeError(f"BAIZE_MAX_CALLS={calls!r}: give a whole number, 1 or more")
+        tier = replace(tier, max_calls=int(calls))
+    return tier
+
+
+def _price(model: str, text: str) -> Price:
+    try:
+        given, said = (float(part.strip().lstrip("$")) for part in text.split("/"))
+        if not (0 <= given < 1e6 and 0 <= said < 1e6):
+            raise ValueError("out of range")
+    except ValueError as error:
+        raise BaizeError(
+            f"BAIZE_TEACHER_PRICE={text!r} is not a price: give USD per million tokens of input "
+            "and output, for example 0.10/0.40 (0/0 for a server of your own)"
+        ) from error
+    return Price(model, given, said, source="BAIZE_TEACHER_PRICE")
+
+
+def open_run(tier: Tier | None = None, name: str | None = None) -> Run:
+    """Open (or begin) the run called `name`, else `BAIZE_RUN`, else the tier's name.
+
+    The folder remembers its settings in `run.json`, so that two tiers never mix in one folder. A
+    new run prints what it was begun with.
+
+    Raises:
+        BaizeError: the folder belongs to a run with other settings, or cannot be written.
+    """
+    tier = tier or current_tier()
+    path = runs_dir() / (name or os.environ.get("BAIZE_RUN") or tier.name)
+    card, now = path / "run.json", json.loads(json.dumps({"tier": asdict(tier)}))
+    if card.is_file():
+        try:
+            earlier = dict(json.loads(card.read_text(encoding="utf-8"))["tier"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BaizeError(
+                f"{card} is not readable ({error}): delete that one file, nothing else, and run "
+                "again"
+            ) from error
+        _refuse_other_settings(path, earlier, now["tier"])
+    else:
+        write_atomic(card, json.dumps(now, indent=1))
+        print(f"run {path.name} begun: {tier.teacher} teaches {tier.student} (tier {tier.name})")
+    return Run(path)
+
+
+def _refuse_other_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    before, after = dict(_flat(earlier)), dict(_flat(now))
+    changed = [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key.split(".")[0] not in _FREE_TO_CHANGE
+    ]
+    if not changed:
+        return
+    what = "; ".join(changed) if "selfchat" in earlier else "those of an earlier edition"
+    raise BaizeError(
+        f"run folder {path} was made with other settings ({what}): set BAIZE_RUN to a new name, "
+        "or delete the folder if you no longer need it"
+    )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted name, value).
+
+    >>> dict(_flat({"name": "ci", "training": {"lr": 0.1}}))
+    {'name': 'ci', 'training.lr': 0.1}
+    """
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
