@@ -12,6 +12,11 @@ Faults: `429`, `429 retry-after=SECONDS`, `429 retry-after-ms=MS`, `429 retry-af
 `quota`, `400`, `context`, `401`, `403`, `404`, `echo-key` (a 401 that repeats the key), `500`,
 `502`, `503`, `504`, `reset`, `reset-after` (answered and billed, but never received), `hang`,
 `malformed`, `html`, `no-choices`, `no-usage`, `length`, `empty`, `filter`.
+
+Other servers' ways are told as a dict: `{"status": 403, "body": …, "headers": …}` is sent as it is
+(a text, bytes or JSON); without a status it is a completion with these fields exchanged: `usage`,
+`finish_reason`, `message`, `choices`. A `rule` (request body -> such a dict or None) is asked about
+every call, so that a server that forbids a field is one line.
 """
 
 import argparse
@@ -63,11 +68,17 @@ class StubServer:
         answered: chat calls answered with status 200 (billed ones), with their tokens in `input`
             and `output`; `log`: one (request body, usage) per answered call while `keep_log`.
         peak: the most chat calls ever in flight.
+        rule: (request body) -> how this server answers it otherwise, or None; see above.
+        slots, queue: how many calls are worked on at once, and may wait; one more gets a 503.
+        keyless: whether a call without a key is welcome.
     """
 
     def __init__(self, *, latency: float = 0.0, reply: Callable[[dict], str] | None = None) -> None:
         self.latency, self.reply = latency, reply or default_reply
         self.max_in_flight: int | None = None
+        self.rule: Callable[[dict], dict | None] | None = None
+        self.slots: int | None = None
+        self.queue, self.keyless, self._places = 10**9, False, None
         self.keep_log, self.log = True, []
         self.calls: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
@@ -84,7 +95,7 @@ class StubServer:
 
     # ---- what a test says and asks
 
-    def script(self, *faults: str) -> None:
+    def script(self, *faults: str | dict[str, Any]) -> None:
         """Queue faults: each chat call takes the next; "ok" is a call without one."""
         self._script.extend(faults)
 
@@ -148,7 +159,7 @@ class StubServer:
             return _json({"queued": len(self._script)})
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
         self.keys_seen.add(key)
-        if key == BAD_KEY or not key:
+        if key == BAD_KEY or not (key or self.keyless):
             return _error("401")
         if path == "/chat/completions":
             return await self._chat(request, key)
@@ -167,16 +178,30 @@ class StubServer:
         try:
             crowded = self.max_in_flight is not None and self.in_flight > self.max_in_flight
             fault = "429" if crowded else (self._script.pop(0) if self._script else "ok")
-            self.outcomes[fault] += 1
-            if self.latency and not crowded:
-                await asyncio.sleep(self.latency)
+            if fault == "ok" and self.rule:
+                fault = self.rule(body) or "ok"
+            if self.slots and self.in_flight > self.slots + self.queue:
+                fault = "503"
+            self.outcomes[fault if isinstance(fault, str) else str(fault.get("status", 200))] += 1
+            await self._work(crowded or fault == "503")
             return await self._answer(request, body, fault, key)
         finally:
             self.in_flight -= 1
 
+    async def _work(self, refused: bool) -> None:
+        """Take the time of an answer, in one of the slots."""
+        if self.slots and not refused:
+            self._places = self._places or asyncio.Semaphore(self.slots)
+            async with self._places:
+                await asyncio.sleep(self.latency)
+        elif self.latency and not refused:
+            await asyncio.sleep(self.latency)
+
     async def _answer(
-        self, request: web.BaseRequest, body: dict[str, Any], fault: str, key: str
+        self, request: web.BaseRequest, body: dict[str, Any], fault: str | dict, key: str
     ) -> web.StreamResponse:
+        if isinstance(fault, dict):
+            return self._otherwise(body, fault)
         name, _, option = fault.partition(" ")
         if name in STATUS_FAULTS:
             return _error(name, headers=_retry_headers(option))
@@ -201,6 +226,25 @@ class StubServer:
         if name == "no-usage":
             del completion["usage"]
         return _json(completion)
+
+    def _otherwise(self, body: dict[str, Any], other: dict[str, Any]) -> web.Response:
+        if "status" in other:
+            said = other.get("body", "")
+            data = said if isinstance(said, bytes) else (
+                said.encode() if isinstance(said, str) else json.dumps(said).encode()
+            )  # fmt: skip
+            kind = "text/html" if isinstance(said, str | bytes) else "application/json"
+            headers = other.get("headers")
+            return web.Response(body=data, status=other["status"], headers=headers,
+                                content_type=kind)  # fmt: skip
+        return _json(self._exchanged(body, other))
+
+    def _exchanged(self, body: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        completion = self._complete(body, "ok")
+        self._bill(body, completion["usage"])
+        choice = completion["choices"][0]
+        choice |= {name: other[name] for name in ("finish_reason", "message") if name in other}
+        return completion | {n: other[n] for n in ("usage", "choices") if n in other}
 
     def _bill(self, body: dict[str, Any], usage: dict[str, Any]) -> None:
         self.answered += 1
@@ -321,9 +365,13 @@ class StubServer:
         good, bad = [], []
         for row in rows:
             fault = self._row_script.pop(0) if self._row_script else "ok"
-            (bad if fault in STATUS_FAULTS or fault == "expired" else good).append(
-                self._batch_row(row, fault)
-            )
+            if fault == "ok" and self.rule:
+                fault = self.rule(row["body"]) or "ok"
+            if fault == "unsent":  # neither file names it
+                continue
+            failed = isinstance(fault, dict) and "status" in fault
+            failed = failed or str(fault) in STATUS_FAULTS or fault == "expired"
+            (bad if failed else good).append(self._batch_row(row, fault))
         batch |= {
             "status": self.batch_end, "completed_at": int(time.time()),
             "request_counts": {"total": len(rows), "completed": len(good), "failed": len(bad)},
@@ -341,7 +389,10 @@ class StubServer:
                 "message": "This request could not be executed in time.",
             }
             return line | {"response": None, "error": error}
-        if fault in STATUS_FAULTS:
+        if isinstance(fault, dict):
+            status = fault.get("status", 200)
+            body = fault["body"] if "status" in fault else self._exchanged(row["body"], fault)
+        elif fault in STATUS_FAULTS:
             status, body = STATUS_OF.get(fault) or int(fault), _error_body(fault)
         else:
             status, body = 200, self._complete(row["body"], fault)

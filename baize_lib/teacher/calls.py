@@ -157,9 +157,8 @@ class Calls:
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(
-                self.path.with_suffix(".lock"), timeout=0, fallback_to_soft=False
-            )
+            name = self.path.with_suffix(".lock")  # another thread may let go of it, hence False
+            lock = filelock.FileLock(name, timeout=0, thread_local=False, fallback_to_soft=False)
             lock.acquire()
         except filelock.Timeout:
             raise BaizeError(

@@ -214,7 +214,8 @@ class Teacher:
     def body(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
         """A chat request's body; fields that are None are left out."""
         given = {name: value for name, value in fields.items() if value is not None}
-        return {"model": self.model, "messages": [dict(m) for m in messages]} | given
+        rows = [{name: _sendable(text) for name, text in row.items()} for row in messages]
+        return {"model": self.model, "messages": rows} | given
 
     def cost_of(self, answer: ServerAnswer, *, batch: bool = False) -> float:
         """USD for an answer: at our price or at the server's own, whichever is more."""
@@ -420,6 +421,11 @@ class Teacher:
 
     def __repr__(self) -> str:
         return f"Teacher({self.model!r} at {self.host}, {self.price})"
+
+
+def _sendable(text: Any) -> Any:
+    """Text without the lone half of a surrogate pair, which UTF-8 cannot say."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def _checked_url(address: str) -> str:
