@@ -16,31 +16,22 @@ The conversation between human and AI assistant.
 [|AI|] Two small matrices.</s>
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 
 __all__ = [
-    "Message",
-    "Dialogue",
-    "Piece",
-    "Transcript",
-    "HEADER",
-    "HUMAN_TAG",
-    "AI_TAG",
-    "TEMPLATE",
-    "LANGUAGES",
-    "check_language",
-    "pieces",
-    "render",
-    "check_roles",
+    "Message", "Dialogue", "Piece", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE", "LANGUAGES",
+    "check_language", "pieces", "render", "fenced", "without_thoughts", "tagged",
     "parse_transcript",
-    "fenced",
-]
-
+]  # fmt: skip
 
 HUMAN_TAG, AI_TAG = "[|Human|]", "[|AI|]"
 HEADER = {
@@ -49,6 +40,23 @@ HEADER = {
 }
 LANGUAGES = tuple(HEADER)  # what the whole path, from seeds to evaluation, can be told to speak
 TEMPLATE = "baize-v1+eos"  # stored with an adapter: another template, another model
+
+
+_WRITTEN = tomllib.loads(Path(__file__).with_name("marks.toml").read_text(encoding="utf-8"))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.VERBOSE | re.IGNORECASE | re.MULTILINE)
+
+
+_FENCE, _TAG, _MODEL_TAG, _TRAIL, _PREAMBLE, _REMARK, _LEAVES = (
+    _pattern(_WRITTEN[name])
+    for name in ("fence", "tag", "model_tag", "trail", "preamble", "remark", "thought_leaves")
+)
+_THOUGHT = _pattern(
+    "(?P<inline> `[^`\\n]+` ) | {fence} | (?P<lone> {thought_ends} )"
+    "| (?: {thought_begins} ) (?s:.*?) (?: {thought_ends} | \\Z )".format_map(_WRITTEN)
+)
 
 
 def check_language(language: str) -> str:
@@ -98,11 +106,7 @@ class Piece:
 
 
 def pieces(
-    messages: Sequence[Message],
-    *,
-    eos: str = "",
-    language: str = "en",
-    open_reply: bool = False,
+    messages: Sequence[Message], *, eos: str = "", language: str = "en", open_reply: bool = False
 ) -> list[Piece]:
     """Lay a dialogue out in Baize's format, cut where the loss mask changes.
 
@@ -157,13 +161,10 @@ def _split_header(messages: Sequence[Message], language: str) -> tuple[str, Sequ
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A block of code in a text, from its first mark to the end of its closing fence's line.
+    """A block of code: `text[start:end]`, both fences included; unclosed ones run to the end.
 
-    Attributes:
-        info: what follows the opening marks, usually a language ("python", "js title=a.js").
-        code: the lines between the fences, without the opening fence's own indentation.
-        start, end: the whole block is `text[start:end]`.
-        closed: whether there is a closing fence; without one the block runs to the text's end.
+    `info` is what follows the opening marks ("python", "js title=a.js"), `code` the lines between
+    the fences without the opening fence's own margin.
     """
 
     info: str
@@ -171,13 +172,6 @@ class Fence:
     start: int
     end: int
     closed: bool
-
-
-_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
-_MARKS = re.compile(
-    r"((?<!`)`{3,}+|(?<!~)~{3,}+)([^`~\r\n]*)$"
-)  # "```python", "~~~~ {.js n=1}", "```"
-_MARGIN = re.compile(r"[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?")  # "    ", "> ", "- ", "1. "
 
 
 def fenced(text: str) -> list[Fence]:
@@ -191,43 +185,50 @@ def fenced(text: str) -> list[Fence]:
     >>> [(block.info, block.code) for block in fenced("Like this:\\n~~~js\\nlet a\\n~~~\\nDone.")]
     [('js', 'let a\\n')]
     """
-    blocks: list[Fence] = []
-    opened: tuple[str, str, str, int, int] | None = None  # margin, marks, info, its start, code's
-    for line in _LINE.finditer(text):
-        found = _MARKS.search(line[0].rstrip())
-        if not found:
+    return [_fence(found) for found in _FENCE.finditer(text)]
+
+
+def _fence(found: re.Match[str]) -> Fence:
+    margin, code = found["margin"], found["code"]
+    if margin:
+        blank = r"[ \t>]" if ">" in margin else r"[ \t]"
+        code = re.sub(rf"^{blank}{{1,{len(margin)}}}", "", code, flags=re.MULTILINE)
+    closed = found["end"] is not None
+    return Fence(found["info"].strip(), code, found.start("marks"), found.end(), closed)
+
+
+def without_thoughts(text: str) -> str:
+    """What is said in `text`, without what a thinking model thought before it or in between.
+
+    After an opener without an end all is thought, so the result may be empty; before an end
+    without an opener, too. Marks in code, closed fences or between backticks, are only mentioned.
+
+    >>> without_thoughts("<think>They greet me.</think>\\n\\nHello."), without_thoughts("<think>So")
+    ('Hello.', '')
+    """
+    said = _unthought(text, lambda rest: True)
+    while said != text:
+        text, said = said, _LEAVES.sub("", said.strip())
+    return said
+
+
+def _unthought(text: str, is_thought_before: Callable[[str], bool]) -> str:
+    """`text` without thoughts; whether an end without an opener ends one, the caller decides."""
+    said, kept, position = "", 0, 0  # text[:kept] is in `said`, or thought
+    while found := _THOUGHT.search(text, position):
+        position = found.end()
+        if found["inline"] or found["marks"]:
+            position = found.end("info") if found["marks"] and not found["end"] else position
             continue
-        before, marks, info = line[0][: found.start()], found[1], found[2].strip()
-        alone = bool(_MARGIN.fullmatch(before))
-        if opened and marks.startswith(opened[1]):
-            if not info and alone:
-                blocks.append(_block(text, opened, line.start(), line.end(), True))
-                opened = None
-                continue
-            if info and marks == opened[1]:
-                blocks.append(_block(text, opened, line.start(), line.start(), False))
-                opened = None
-        if not opened and (alone or before.rstrip().endswith(_BEFORE_CODE)):
-            margin = before if alone else ""
-            opened = (margin, marks, info, line.start() + len(before), line.end())
-    if opened:
-        blocks.append(_block(text, opened, len(text), len(text), False))
-    return blocks
-
-
-_BEFORE_CODE = (":", "：", "]", "】", "*")  # "Like this: ```python", "[AI] ```", "**AI:** ```"
-
-
-def _block(
-    text: str, opened: tuple[str, str, str, int, int], code_end: int, end: int, closed: bool
-) -> Fence:
-    margin, _, info, start, code_start = opened
-    code = text[code_start:code_end]
-    if quotes := margin.count(">"):
-        code = re.sub(rf"(?m)^(?:[ \t]*>){{1,{quotes}}} ?", "", code)
-    elif margin:
-        code = re.sub(rf"(?m)^[ \t]{{1,{len(margin)}}}", "", code)
-    return Fence(info, code, start, end, closed)
+        if not found["lone"]:
+            said += text[kept : found.start()]
+        elif is_thought_before(text[position:]):
+            said = ""
+        else:
+            continue
+        gap = r"\s*" if said[-1:] in ("", "\n") else r"[ \t]*" if said[-1].isspace() else ""
+        kept = position = re.compile(gap).match(text, position).end()
+    return said + text[kept:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,90 +239,173 @@ class Transcript:
     defects: tuple[str, ...]
 
 
-_TAG = re.compile(
-    r"^(?:\[\|?|【)(?:(Human|人类|用户)|AI|助手|人工智能助手)(?:\|?\]|】)[:：]?[ \t]*",
-    re.IGNORECASE,
-)
-_FENCE = re.compile(r"^\s*(?:```|~~~)[ \t]*(\w*)")
+_NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}  # "［Ｈｕｍａｎ］：" -> "[Human]:"
+_ASKED_FOR = ("human", "ai", "人类", "用户", "助手", "人工智能助手")  # in brackets
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A speaker's tag at the beginning of a line; `rest` is what follows it on the line.
+
+    `kind` is 0 for Baize's own "[|Human|]", 1 for other square brackets, 2 for "Human:" and other
+    forms, 3 for "Q:".
+    """
+
+    role: str
+    label: str
+    rest: str
+    kind: int
+    is_asked_for: bool
+    is_quoted: bool
+
+
+def tagged(line: str) -> Tag | None:
+    """The speaker's tag a line begins with, in whatever layout.
+
+    >>> tagged("**Human:** Why?").rest, tagged("［AI］ Because.").role, tagged("Humans ask.")
+    ('Why?', 'assistant', None)
+    """
+    found = _TAG.match(line.translate(_NARROW))
+    if not found:
+        return None
+    before, after, rest = found["before"], found["after"], line[found.end() :]
+    opens, closes = set("[【〔「『<({") & set(before), set("]】〕」』>)}") & set(after)
+    alone = ("#" in before or found["bold"]) and not rest.strip()  # "### Human" on its own line
+    if bool(opens) != bool(closes) or not (opens or ":" in after or alone):
+        return None
+    bold = (found["bold"] or "").strip()
+    if bold and bold not in after and rest.rstrip().endswith(bold):  # "**Human: Hi**"
+        rest = rest.rstrip().removesuffix(bold)
+    kind = 3 if found["asks"] or found["answers"] else 1 if opens & set("[【〔") else 2
+    kind = 0 if found[0].rstrip() in (HUMAN_TAG, AI_TAG) else kind
+    asked = before in ("[", "[|", "【") and found["label"].lower() in _ASKED_FOR
+    role = next(role for role in ("user", "assistant", "system") if found[role])
+    return Tag(role, found["label"], rest, kind, asked, ">" in before)
 
 
 def parse_transcript(text: str) -> Transcript:
-    """Read a transcript with `[Human]` / `[AI]` tags (or `[|Human|]` / `[|AI|]`). Never raises.
+    """Read a transcript with `[Human]` / `[AI]` tags, or in another layout. Never raises.
 
     A tag counts only at the start of a line outside fenced code, so "[AI]" in a sentence or a
-    program stays text. A complete last exchange is kept; a question without a reply is not. Tags
-    put into Chinese (`[人类]`, `【助手】`, with a wide colon or none) are tags too.
+    program stays text. A complete last exchange is kept; a question without a reply is not. What
+    was not asked for is read and named: other tags ("Human:", "**[User]**", "用户："), a fence
+    around all, thoughts, JSON instead of lines.
 
     >>> parse_transcript("[Human] Hi\\n[AI] Hello.\\n[Human] And").defects
     ('unanswered question',)
     """
-    spoken: list[tuple[str, str]] = []  # (role, text)
     defects: list[str] = []
-    for role, lines in _runs(text):
-        content = "\n".join(lines).strip()
-        if not role:
-            if content:
-                spoken.append(("", content))
-        elif not content:
-            defects.append("empty turn")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = _MODEL_TAG.sub(r"[\1] ", text)
+    said = _unthought(text, lambda rest: tagged(rest.lstrip().split("\n", 1)[0]) is not None)
+    runs = list(_runs(_unwrapped(said, defects), defects))
+    if not any(role for role, _ in runs) and (turns := _json_turns(said)):
+        runs = turns
+        defects.append("JSON")
+    spoken: list[tuple[str, str]] = []  # (role, words)
+    for role, content in runs:
+        words = without_thoughts(content)
+        if (said != text or words != content) and "thoughts" not in defects:
+            defects.append("thoughts")
+        if role == "system":
+            defects.append("system line")
+        elif not words:
+            defects += ["empty turn"] if role else []
         elif spoken and spoken[-1][0] == role:
             defects.append("repeated tag")
-            spoken[-1] = (role, f"{spoken[-1][1]}\n{content}")
+            spoken[-1] = (role, f"{spoken[-1][1]}\n{words}")
         else:
-            spoken.append((role, content))
-    if spoken and not spoken[0][0]:
-        spoken = _place_untagged(spoken, defects)
-    return Transcript(tuple(_whole_exchanges(spoken, defects)), tuple(defects))
+            spoken.append((role, words))
+    return Transcript(tuple(_exchanges(spoken, defects)), tuple(defects))
 
 
-def _runs(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (role, lines) for each tagged stretch; role "" is the text before the first tag."""
-    lines = text.strip().split("\n")
-    in_code = _fenced(lines)
-    role, current = "", []
-    for i, line in enumerate(lines):
-        tag = None if i in in_code else _TAG.match(line)
-        if tag:
-            yield role, current
-            role = "user" if tag[1] else "assistant"
-            current = [line[tag.end() :]]
-        else:
-            current.append(line)
-    yield role, current
+def _tags(text: str) -> dict[int, Tag]:
+    """Line number -> tag: the plainest kind that has both speakers, and others that say the same.
+
+    A tag inside a closed block of code is none; a fence left open hides nothing.
+    """
+    found, start, blocks = {}, 0, fenced(text)
+    blocks = [b for b in blocks if b.closed and (b.info or blocks[-1].closed)]
+    for i, line in enumerate(text.split("\n")):
+        if not any(block.start < start < block.end for block in blocks) and (tag := tagged(line)):
+            found[i] = tag
+        start += len(line) + 1
+    for kind in range(4):
+        labels = {tag.label: tag.role for tag in found.values() if tag.kind <= kind}
+        if {"user", "assistant"} <= set(labels.values()):
+            break
+    same = labels if kind else ()
+    return {i: tag for i, tag in found.items() if tag.kind <= kind or tag.label in same}
 
 
-def _fenced(lines: Sequence[str]) -> set[int]:
-    """The line numbers inside closed code fences; a fence left open hides nothing."""
-    inside, opened = set(), None
-    for i, line in enumerate(lines):
-        fence = _FENCE.match(_TAG.sub("", line))
-        if not fence:
-            continue
-        if opened is None or fence[1]:  # a language name always opens
-            opened = i
-        else:
-            inside.update(range(opened + 1, i + 1))
-            opened = None
-    return inside
+def _unwrapped(text: str, defects: list[str]) -> str:
+    """The text without a fence that stands around the whole transcript, and what follows it."""
+    block = next(iter(fenced(text)), None)
+    if not block or _tags(text[: block.start]) or not _tags(block.code):
+        return text
+    defects.append("a fence around all")
+    inside = text[block.start :].partition("\n")[2]
+    last = fenced(inside)[-1:]
+    is_end = last and not last[0].closed and not last[0].info
+    return text[: block.start] + inside[: last[0].start if is_end else None]
 
 
-def _place_untagged(spoken: list[tuple[str, str]], defects: list[str]) -> list[tuple[str, str]]:
-    if len(spoken) == 1:
+def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (role, words) of each tagged stretch; what stands before the first tag has role ""."""
+    lines, tags = text.split("\n"), _tags(text)
+    if not all(tag.is_asked_for for tag in tags.values()):
+        defects.append("other tags")
+    is_exact = all(tag.kind == 0 for tag in tags.values())  # as `render` writes it
+    for start, end in pairwise([*sorted({0, *tags}), len(lines)]):
+        tag = tags.get(start)
+        words = "\n".join([tag.rest, *lines[start + 1 : end]] if tag else lines[start:end])
+        if tag and tag.is_quoted:
+            words = re.sub(r"^[ \t]*> ?", "", words, flags=re.MULTILINE)
+        while not is_exact and (shorter := _TRAIL.sub("", words.strip())) != words:
+            words = shorter
+        if not is_exact and end == len(lines) and (remark := _REMARK.search(words)):
+            words = words[: remark.start()]
+            defects.append("closing remark")
+        yield tag.role if tag else "", words.strip()
+
+
+def _json_turns(text: str) -> list[tuple[str, str]]:
+    """(role, words) of every object of `text` with a role and a content, however they nest."""
+    turns, position = [], 0
+    while (position := text.find("{", position)) >= 0:
+        try:
+            found, end = json.JSONDecoder().raw_decode(text, position)
+        except (ValueError, RecursionError):
+            found, end = {}, position
+        who, said = (
+            next((found[key] for key in keys if isinstance(found.get(key), str)), "")
+            for keys in (("role", "from", "speaker"), ("content", "value", "text"))
+        )
+        tag = tagged(f"{who}:")
+        turns += [(tag.role, said)] if tag else []
+        position = end if tag else position + 1
+    return turns
+
+
+def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[Message]:
+    """Whole exchanges, without what a teacher says before, after and around them."""
+    if len(spoken) == 1 and not spoken[0][0]:
         defects.append("no tags")
         return []
-    if spoken[1][0] == "assistant":  # the first question lost its tag
-        defects.append("missing first tag")
-        return [("user", spoken[0][1]), *spoken[1:]]
-    defects.append("text before the first tag")
-    return spoken[1:]
-
-
-def _whole_exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> Iterator[Message]:
+    if spoken and not spoken[0][0]:
+        (_, untagged), *spoken = spoken
+        lines = [line for line in untagged.split("\n") if line not in HEADER.values()]
+        asked = "\n".join(line for line in lines if not _PREAMBLE.fullmatch(line)).strip()
+        is_question = asked and spoken[0][0] == "assistant"
+        if not is_question or asked != untagged:
+            defects.append("text before the first tag")
+        if is_question:
+            defects.append("missing first tag")
+            spoken = [("user", asked), *spoken]
     if spoken and spoken[0][0] == "assistant":
         defects.append("reply without a question")
         spoken = spoken[1:]
     if spoken and spoken[-1][0] == "user":
         defects.append("unanswered question")
         spoken = spoken[:-1]
-    for role, content in spoken:
-        yield Message(role, content)
+    return [Message(role, words) for role, words in spoken]

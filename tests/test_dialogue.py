@@ -5,14 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baize_lib.config import BaizeError
-from baize_lib.corpus.formats import (
-    from_baize_record,
-    from_chat,
-    from_sharegpt,
-    to_baize_record,
-    to_chat,
-    to_sharegpt,
-)
 from baize_lib.dialogue import (
     AI_TAG,
     HUMAN_TAG,
@@ -137,27 +129,3 @@ def test_parsing_never_raises_and_gives_whole_exchanges(text):
 @given(dialogues)
 def test_what_is_rendered_parses_back(dialogue):
     assert parse_transcript(render(dialogue.messages)).messages == dialogue.messages
-
-
-@given(dialogues)
-def test_every_format_round_trips(dialogue):
-    assert from_chat(to_chat(dialogue)).messages == dialogue.messages
-    assert from_sharegpt(to_sharegpt(dialogue)).messages == dialogue.messages
-    back, defects = from_baize_record(to_baize_record(dialogue))
-    assert (back.messages, back.seed, defects) == (dialogue.messages, "s", ())
-
-
-def test_a_released_record_with_another_header_and_unfenced_code_is_read():
-    record = {
-        "topic": "sum a list",
-        "input": "人类和AI助手的对话\n[|Human|] How?\n[|AI|] Use sum:\nsum([1, 2])\n[|Human|] ",
-    }
-    dialogue, defects = from_baize_record(record)
-    assert dialogue.messages == said("How?", "Use sum:\nsum([1, 2])")
-    assert defects == ()
-
-
-@pytest.mark.parametrize("reader", [from_chat, from_sharegpt, from_baize_record])
-def test_a_row_of_another_format_is_refused_by_name(reader):
-    with pytest.raises(BaizeError, match=r"needs"):
-        reader({"text": "hello"})
