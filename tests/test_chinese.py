@@ -13,14 +13,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from baize_lib import corpus
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.corpus.defects import (
-    DEFECTS,
-    count_defects,
-    defects_for,
-    other_language,
-    personal_data,
-)
+from baize_lib.corpus.defects import DEFECTS, count_defects, defects_for, personal_data
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
+from baize_lib.corpus.split import prompt_matcher
 from baize_lib.corpus.statistics import statistics
 from baize_lib.dialogue import HEADER, LANGUAGES, Message, check_language, parse_transcript
 from baize_lib.evaluation.attempts import ask
@@ -70,7 +65,7 @@ def test_the_chinese_set_passes_every_rule_and_covers_every_domain():
 
 
 def test_no_chinese_seed_comes_near_an_evaluation_prompt():
-    match = corpus.prompt_matcher([t for p in load_prompts() for t in p.turns], threshold=0.5)
+    match = prompt_matcher([t for p in load_prompts() for t in p.turns], threshold=0.5)
     assert [text for text in texts(load_seeds("chinese")) if match(text)] == []
 
 
@@ -330,7 +325,7 @@ LONG = "面包会膨胀是因为酵母吃掉面团里的糖分并放出气体而
 
 
 def defects_of(*said: str, **known) -> list[str]:
-    return [row["defect"] for row in count_defects([talk(*said, **known)], defects_for("zh"))
+    return [row["defect"] for row in count_defects([talk(*said, **known)], "zh")
             if row["dialogues"]]  # fmt: skip
 
 
@@ -423,7 +418,7 @@ def test_the_language_of_a_short_text_is_told_or_left_open(text, language):
 
 
 def test_a_short_latin_answer_is_given_the_benefit_of_the_doubt_and_a_short_korean_one_not():
-    differs = other_language("zh")
+    differs = defects_for("zh")["other_language"]
     assert not differs(talk("首都在哪？", "Dar es Salaam"))
     assert differs(talk("首都在哪？", "수도는 도도마입니다."))
 

@@ -1,5 +1,6 @@
 """Reading, filtering, splitting and exporting a corpus: nothing lost, nothing leaked."""
 
+import gzip
 import json
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 
 from baize_lib import corpus
 from baize_lib.config import BaizeError
-from baize_lib.corpus import formats as records
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
+from baize_lib.corpus.split import prompt_matcher
 from baize_lib.dialogue import Message
 from baize_lib.teacher.prices import Price, Usage
 from baize_lib.text import near_duplicates
@@ -68,7 +69,6 @@ def test_a_ledger_line_brings_its_tokens_cost_and_cut_replies(tmp_path):
     assert dialogue.by("assistant") == ["Hello.", "Yes,"]
     assert (dialogue.id, dialogue.seed, dialogue.source) == ("a-1", "tea", "general")
     assert dialogue.usage == Usage(70, 3, 9)
-    assert dialogue.tokens == {"user": 2, "assistant": 7}
     assert dialogue.cut_turns == (1,)
     assert corpus.whole_turns(dialogue).by("assistant") == ["Hello."]
 
@@ -205,25 +205,144 @@ def test_any_file_is_read_without_an_error_and_no_line_vanishes(tmp_path_factory
         )
 
 
+# What rows look like in the data sets people have; all hold the same one or two turns.
+TWO = ["What is tea?", "A drink.", "Is it hot?", "Mostly."]
+CHAT = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TWO)]
+SHAREGPT = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(TWO)]
+LAYOUTS = {
+    "chat": {"messages": CHAT},
+    "OpenAI fine-tuning": {"messages": [*CHAT[:3], CHAT[3] | {"weight": 1}]},
+    "content as parts": {"messages": [
+        m | {"content": [{"type": "text", "text": m["content"]}]} for m in CHAT]},
+    "ShareGPT": {"id": "x", "conversations": SHAREGPT},
+    "ShareGPT, other names": {"conversations": [
+        turn | {"from": {"human": "User", "gpt": "chatgpt"}[turn["from"]]} for turn in SHAREGPT]},
+    "role and content under conversations": {"conversations": CHAT},
+    "Firefly, several turns": {"conversation": [
+        {"human": TWO[0], "assistant": TWO[1]}, {"human": TWO[2], "assistant": TWO[3]}]},
+    "XTuner": {"conversation": [
+        {"input": TWO[0], "output": TWO[1]}, {"input": TWO[2], "output": TWO[3]}]},
+    "UltraChat": {"id": "0", "data": TWO},
+    "ChatGLM": {"prompt": TWO[2], "response": TWO[3], "history": [TWO[:2]]},
+    "LLaMA-Factory": {"instruction": TWO[2], "input": "", "output": TWO[3], "history": [TWO[:2]]},
+    "BELLE, several turns": {
+        "instruction": f"Human:{TWO[0]}\nAssistant:{TWO[1]}\nHuman:{TWO[2]}\nAssistant:",
+        "input": "", "output": TWO[3]},
+    "MOSS 002": {"plain_text": f"[Human]: {TWO[0]}<eoh> [MOSS]: {TWO[1]}<eoa> "
+                 f"[Human]: {TWO[2]}<eoh> [MOSS]: {TWO[3]}<eoa>"},
+    "MOSS 003": {"chat": {
+        f"turn_{k}": {"Human": f"<|Human|>: {TWO[2 * k]}<eoh>\n", "Inner Thoughts": "None",
+                      "MOSS": f"<|MOSS|>: {TWO[2 * k + 1]}<eom>\n"} for k in (0, 1)}},
+    "Baize": {"topic": "tea", "input": "The conversation between human and AI assistant.\n"
+              f"[|Human|] {TWO[0]}\n[|AI|] {TWO[1]}\n[|Human|] {TWO[2]}\n[|AI|] {TWO[3]}"
+              "\n[|Human|] "},
+    "Alpaca": {"instruction": TWO[0], "input": "", "output": TWO[1]},
+    "BELLE": {"instruction": TWO[0], "input": "", "output": TWO[1]},
+    "Dolly": {"instruction": TWO[0], "context": "", "response": TWO[1], "category": "qa"},
+    "Firefly": {"kind": "QA", "input": TWO[0], "target": TWO[1]},
+    "OpenAI, prompts": {"prompt": TWO[0], "completion": TWO[1]},
+    "question and answer": {"question": TWO[0], "answer": TWO[1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("as_file", ["lines", "list", "printed", "packed"])
+def test_the_layouts_people_have_are_read(tmp_path, name, as_file):
+    rows = [LAYOUTS[name], LAYOUTS[name]]
+    lines = "\n".join(map(json.dumps, rows))
+    printed = "\n".join(json.dumps(row, indent=2) for row in rows)
+    text = {"list": json.dumps(rows, indent=2), "printed": printed}.get(as_file, lines)
+    path = tmp_path / ("d.jsonl.gz" if as_file == "packed" else "d.json")
+    path.write_bytes(gzip.compress(text.encode()) if as_file == "packed" else text.encode())
+    one, other = read_dialogues(path)
+    num_messages = 4 if list(LAYOUTS).index(name) < 15 else 2
+    assert [message.content for message in one.messages] == TWO[:num_messages]
+    assert [message.role for message in one.messages] == ["user", "assistant"] * (num_messages // 2)
+    assert one.messages == other.messages
+
+
+@pytest.mark.parametrize("row", [
+    {"system": "Be kind.", "conversations": SHAREGPT},
+    {"conversations": [{"from": "system", "value": "Be kind."}, *SHAREGPT]},
+    {"messages": [{"role": "developer", "content": "Be kind."}, *CHAT]},
+    {"meta_instruction": "Be kind.", "data": TWO},
+])  # fmt: skip
+def test_a_system_message_is_kept_wherever_it_stands(row):
+    dialogue = corpus.from_chat(row)
+    assert [m.role for m in dialogue.messages] == ["system", *["user", "assistant"] * 2]
+    assert dialogue.messages[0].content == "Be kind."
+
+
+def test_an_instructions_input_is_part_of_the_question():
+    row = {"instruction": "Translate this.", "input": "Hallo.", "output": "Hello."}
+    assert corpus.from_chat(row).by("user") == ["Translate this.\nHallo."]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"text": "### Human: Hi### Assistant: Hello"}, "the fields text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt, chosen, rejected"),
+        ({"messages": []}, "no message"),
+        ({"messages": [{"role": "user", "content": None, "tool_calls": [{}]}]}, "call of a tool"),
+        ({"messages": [{"role": "tool", "content": "3"}]}, "'tool'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+         "'image_url'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "int, not text"),
+        ({"messages": ["Hi"]}, "holds a str"),
+        ({"conversations": [{"from": "martian", "value": "Hi"}]}, "'martian'"),
+        ({"instruction": "a", "output": None}, "NoneType, not text"),
+    ],
+)  # fmt: skip
+def test_what_no_layout_knows_is_refused_by_name(tmp_path, row, why):
+    with pytest.raises(BaizeError, match=why):
+        corpus.from_chat(row)
+    path = write(tmp_path / "c.jsonl", row)
+    with pytest.raises(BaizeError, match=f"none of 1 rows could be read.*c.jsonl:1: .*{why}"):
+        list(read_dialogues(path))
+
+
+def test_the_export_keeps_where_a_dialogue_came_from(tmp_path):
+    dialogue = talk("Hi", "Hello.", id="a-1", seed="tea", source="general")
+    for format in ("chat", "sharegpt"):
+        write_dialogues(tmp_path / "d.jsonl", [dialogue], format)
+        (back,) = read_dialogues(tmp_path / "d.jsonl")
+        assert (back.id, back.seed, back.source) == ("a-1", "tea", "general")
+
+
+@pytest.mark.parametrize("use", [
+    lambda items: corpus.statistics(items), lambda items: corpus.count_defects(items),
+    lambda items: corpus.apply_filters(items), lambda items: corpus.split(items),
+    lambda items: corpus.leakage(items),
+])  # fmt: skip
+@pytest.mark.parametrize("items", ["a text", ["a text"], [{"messages": []}], None, 5])
+def test_what_is_no_dialogue_is_refused_by_name(use, items):
+    with pytest.raises(BaizeError, match="read_dialogues"):
+        use(items)
+
+
+@pytest.mark.parametrize("use", [
+    lambda: corpus.split([], "x"), lambda: corpus.split([], 1), lambda: corpus.split([], -0.1),
+    lambda: corpus.apply_filters([], ["loop"]), lambda: corpus.count_defects([], "fr"),
+    lambda: corpus.leakage([], prompts="one text"), lambda: prompt_matcher(["a"], 0),
+    lambda: corpus.apply_filters([talk("Hi", "Hello.")], near_duplicate=2),
+    lambda: list(read_dialogues("/")), lambda: list(read_dialogues("")),
+])  # fmt: skip
+def test_impossible_wishes_are_refused_by_name(use):
+    with pytest.raises(BaizeError):
+        use()
+
+
+def test_nothing_is_not_a_fault():
+    assert corpus.statistics([]).num_dialogues == 0
+    assert corpus.apply_filters([]).kept == []
+    assert corpus.split([]) == ([], [])
+    assert corpus.leakage([]) == []
+
+
 def test_unknown_formats_are_refused_with_the_known_ones(tmp_path):
     with pytest.raises(BaizeError, match="chat, sharegpt, baize"):
         write_dialogues(tmp_path / "x", [], "parquet")
-
-
-def test_a_dataset_holds_the_messages_and_their_origin():
-    (row,) = records.to_dataset(corpus_of(1))
-    assert row["messages"][1]["role"] == "assistant"
-    assert row["id"] == "d0"
-
-
-def test_pushing_without_a_token_or_a_hub_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(BaizeError, match="HF_TOKEN"):
-        records.push_to_hub({"train": corpus_of(1)}, "me/set")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BaizeError, match="me/set") as caught:
-        records.push_to_hub({"train": corpus_of(1)}, "me/set", token="hf_marked_secret")
-    assert "hf_marked_secret" not in str(caught.value)
 
 
 # ---- filters -------------------------------------------------------------------------------------
@@ -234,7 +353,7 @@ def test_a_dialogue_is_charged_to_the_first_filter_that_drops_it():
     filtered = corpus.apply_filters([*corpus_of(3), bad])
     assert +filtered.dropped == {"empty_turn": 1}
     assert filtered.examples == {"empty_turn": [bad]}
-    last_first = dict(reversed(corpus.FILTERS.items()))
+    last_first = dict(reversed(corpus.default_filters().items()))
     assert +corpus.apply_filters([bad], last_first).dropped == {"as_an_ai": 1}
 
 
@@ -242,7 +361,7 @@ def test_faultless_dialogues_pass_every_filter_in_order():
     good = corpus_of(200)
     filtered = corpus.apply_filters(iter(good))
     assert filtered.kept == good
-    assert list(filtered.dropped) == [*corpus.FILTERS, "near_duplicate"]
+    assert list(filtered.dropped) == [*corpus.default_filters(), "near_duplicate"]
     assert filtered.rows()[-1] == {
         "filter": "near_duplicate", "dropped": 0, "share": 0, "left": 200,
     }  # fmt: skip
@@ -365,7 +484,6 @@ def test_a_question_that_repeats_a_prompt_is_leakage(question):
     asked = talk("Hello", "Hello.", question, "Well.", id="t")
     (row,) = corpus.leakage([asked], prompts=PROMPTS)
     assert (row["where"], row["train_id"], row["text"]) == ("prompt", "t", question)
-    assert +corpus.apply_filters([asked], {"prompt": corpus.asks_a_prompt(PROMPTS)}).dropped
 
 
 @pytest.mark.parametrize("question", [
@@ -375,6 +493,26 @@ def test_a_question_that_repeats_a_prompt_is_leakage(question):
 ])  # fmt: skip
 def test_a_question_of_the_same_kind_is_not(question):
     assert corpus.leakage([talk(question, "Well.")], prompts=PROMPTS) == []
+
+
+WORDS = [f"word{i}" for i in range(12)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9), min_size=1, max_size=6),
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=9),
+    st.sampled_from([0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0]),
+)
+def test_a_repeated_prompt_is_found_exactly_from_the_threshold_on(prompts, asked, threshold):
+    sets = [set(prompt) for prompt in prompts]
+    said = set(asked)
+    holds = [prompt <= said and len(said) <= 2 * len(prompt) for prompt in sets]
+    alike = [1 if held else len(prompt & said) / len(prompt | said)
+             for prompt, held in zip(sets, holds, strict=True)]  # fmt: skip
+    found = prompt_matcher(map(" ".join, prompts), threshold)(" ".join(asked))
+    assert bool(found) == (max(alike) >= threshold - 1e-9)
+    assert not found or found[1] == pytest.approx(max(alike))
 
 
 # ---- export --------------------------------------------------------------------------------------
@@ -394,7 +532,7 @@ def test_export_writes_both_parts_and_a_card_that_describes_them(tmp_path):
     assert card["dropped"]["role_order"] == 1
     assert card["kept"] == card["cost"]["accepted"] == 50
     row = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert list(row) == ["messages"]
+    assert list(row) == ["messages", "id", "seed", "source"]
     again = corpus.export(tmp_path, filtered)
     assert again["corpus_hash"] == card["corpus_hash"]
     assert corpus.export(tmp_path, corpus_of(49))["corpus_hash"] != card["corpus_hash"]

@@ -1,71 +1,19 @@
-"""corpus"""
+"""Dialogues as a corpus: read, counted, searched for defects, filtered, split and exported."""
 
-from baize_lib.corpus.defects import (
-    DEFECTS,
-    as_an_ai,
-    asks_back,
-    count_defects,
-    dangles,
-    defects,
-    defects_for,
-    loops,
-    other_language,
-    personal_data,
-    speaks_for_both,
-    stops_midway,
-)
-from baize_lib.corpus.filters import (
-    FILTERS,
-    Filtered,
-    apply_filters,
-    asks_a_prompt,
-    default_filters,
-    opening,
-    prompt_matcher,
-    whole_turns,
-)
+from baize_lib.corpus.defects import count_defects
+from baize_lib.corpus.filters import apply_filters, default_filters, opening, whole_turns
 from baize_lib.corpus.formats import (
     Collected,
-    push_to_hub,
+    from_chat,
     read_dialogues,
     read_sample,
-    to_dataset,
     write_dialogues,
 )
 from baize_lib.corpus.split import export, leakage, split
-from baize_lib.corpus.statistics import Statistics, beside_published, statistics
+from baize_lib.corpus.statistics import beside_published, statistics
 
 __all__ = [
-    "Collected",
-    "read_dialogues",
-    "read_sample",
-    "write_dialogues",
-    "to_dataset",
-    "push_to_hub",
-    "DEFECTS",
-    "defects_for",
-    "defects",
-    "count_defects",
-    "other_language",
-    "personal_data",
-    "speaks_for_both",
-    "dangles",
-    "loops",
-    "stops_midway",
-    "asks_back",
-    "as_an_ai",
-    "Statistics",
-    "statistics",
-    "beside_published",
-    "FILTERS",
-    "default_filters",
-    "whole_turns",
-    "Filtered",
-    "apply_filters",
-    "opening",
-    "prompt_matcher",
-    "asks_a_prompt",
-    "split",
-    "leakage",
-    "export",
-]
+    "Collected", "read_dialogues", "read_sample", "write_dialogues", "from_chat", "statistics",
+    "beside_published", "count_defects", "default_filters", "whole_turns", "apply_filters",
+    "opening", "split", "leakage", "export",
+]  # fmt: skip

@@ -1,51 +1,43 @@
-"""Dialogues in and out of files: ledgers, chat rows, ShareGPT, Baize's released records.
+"""Dialogues in and out of files, in the layouts people have them in.
 
-One reader takes them all, telling them apart by their keys, from JSON lines or one JSON list:
+A row says by its fields which layout it is in:
 
-    {"messages": …}            a ledger line or a chat row
-    {"conversations": …}       ShareGPT
-    {"topic": …, "input": …}   Baize's released corpus, whatever language its header is in
+    {"messages": [{"role": …, "content": …}]}            OpenAI, TRL, and `self_chat.jsonl`
+    {"conversations": [{"from": "human", "value": …}]}   ShareGPT, BELLE 3.5M, LLaMA-Factory
+    {"conversation": [{"human": …, "assistant": …}]}     Firefly, XTuner
+    {"instruction": …, "input": …, "output": …}          Alpaca, BELLE, Dolly (one turn)
+    {"prompt": …, "response": …, "history": [[q, a]]}    one turn, or the last of several
+    {"data": [q, a, q, a]}  {"chat": {"turn_1": …}}      UltraChat, MOSS
+    {"topic": …, "input": …}                             Baize's released corpus
 
-A line that cannot be read is never passed over in silence: it is named with its file and line.
+A file is JSON lines, a JSON list, printed objects or a table, perhaps packed (`seeds.records`).
+What cannot be read is never passed over in silence: it is named with its file and line.
 """
 
-import json
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.dialogue import HUMAN_TAG, Dialogue, Message, parse_transcript, render
 from baize_lib.files import write_jsonl
+from baize_lib.seeds.records import records
 from baize_lib.teacher.prices import Usage
 
-__all__ = [
-    "Collected",
-    "from_chat",
-    "read_dialogues",
-    "read_sample",
-    "write_dialogues",
-    "to_dataset",
-    "push_to_hub",
-]
-
+__all__ = ["Collected", "from_chat", "read_dialogues", "read_sample", "write_dialogues"]
 
 NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
 class Collected(Dialogue):
-    """A dialogue with what its ledger line knows; other files leave these at their defaults.
+    """A dialogue with what its line of `self_chat.jsonl` knows; other files leave the defaults.
 
     Attributes:
-        usage: tokens billed for it, all calls together.
-        tokens: role -> tokens its calls wrote (a first question that is the seed cost none);
-            empty if the ledger has no calls.
+        usage: tokens billed for it, all calls together; `cost_usd`: the same in USD.
         cut_turns: turns (from 0) whose reply was cut by `max_tokens`.
         repairs: what the parser had to mend in the transcript it came from.
     """
@@ -54,7 +46,6 @@ class Collected(Dialogue):
     reason: str = ""
     usage: Usage = NO_USAGE
     cost_usd: float = 0.0
-    tokens: Mapping[str, int] = field(default_factory=dict)
     cut_turns: tuple[int, ...] = ()
     repairs: tuple[str, ...] = ()
 
@@ -65,31 +56,37 @@ def read_dialogues(
     statuses: tuple[str, ...] | None = ("ok",),
     unreadable: list[str] | None = None,
 ) -> Iterator[Collected]:
-    """Stream the dialogues of a file, whichever of the known formats it is in.
+    """Stream the dialogues of a file, whichever of the known layouts its rows are in.
 
     Args:
-        statuses: the ledger lines wanted; None takes failed ones too, which cost money as well.
-        unreadable: a list that gets "file:line: why" for each line that cannot be read. Without
+        statuses: the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
+            money as well.
+        unreadable: a list that gets "file:line: why" for each row that cannot be read. Without
             one, a warning at the end counts them and names the first.
 
     Raises:
-        BaizeError: the file does not exist.
+        BaizeError: there is no such file, or (without `unreadable`) not one row can be read.
     """
     path = Path(path)
     if not path.is_file():
-        raise BaizeError(f"{path} does not exist: check the name, or run the notebook before this")
-    faults = [] if unreadable is None else unreadable
-    for line, row in _rows(path):
+        raise BaizeError(
+            f"{path} {'is a folder: name a file in it' if path.is_dir() else 'does not exist'}; "
+            "check the name, or run the notebook before this"
+        )
+    faults: list[str] = [] if unreadable is None else unreadable
+    num_read = 0
+    for place, row in records(path):
         try:
-            if isinstance(row, Exception):
-                raise row
             dialogue = _read_row(row)
         except _UNREADABLE as error:
-            faults.append(f"{path}:{line}: {error or type(error).__name__}")
+            faults.append(f"{place}: {error or type(error).__name__}")
             continue
+        num_read += 1
         if statuses is None or dialogue.status in statuses:
             yield dialogue
     if faults and unreadable is None:
+        if not num_read:
+            raise BaizeError(f"none of {len(faults)} rows could be read, the first {faults[0]}")
         warnings.warn(f"{len(faults)} unreadable lines, first {faults[0]}", stacklevel=2)
 
 
@@ -97,195 +94,192 @@ _UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, R
 
 
 def read_sample() -> list[Collected]:
-    """The dialogues recorded with the course: made by its collector with the embedded model."""
+    """The dialogues recorded with the course: made by its collector with a local teacher."""
     return list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, row, or what is wrong with it), from JSON lines or a JSON list."""
-    with path.open("rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not start.startswith(b"["):
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, _decoded(line)
-            return
-    yield from _list_items(path.read_text(encoding="utf-8-sig", errors="replace"))
+def from_chat(row: dict[str, Any]) -> Collected:
+    """A dialogue from a row in any of the layouts.
 
-
-def _decoded(line: bytes) -> Any:
+    Raises:
+        BaizeError: the row is in none of them, or something in it is not text.
+    """
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return error
+        return _read_row(row)
+    except _UNREADABLE as error:
+        raise BaizeError(f"a row cannot be read: {error}") from error
 
 
-_BETWEEN = re.compile(r"[\s,]*")
-_NEXT_ITEM = re.compile(r"\}\s*,\s*(?=\{)")
+def dialogues_in(items: Iterable[Dialogue]) -> Iterator[Dialogue]:
+    """The items, each of them a dialogue.
+
+    Raises:
+        BaizeError: one is not.
+    """
+    if isinstance(items, str | bytes | Dialogue | Mapping) or not isinstance(items, Iterable):
+        raise BaizeError(f"a list of dialogues is needed, not {items!r:.60}: see read_dialogues")
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, Dialogue):
+            raise BaizeError(
+                f"item {number} is a {type(item).__name__}, not a Dialogue: read a file with "
+                "read_dialogues, or a row with from_chat"
+            )
+        yield item
 
 
-def _list_items(text: str) -> Iterator[tuple[int, Any]]:
-    """The items of a JSON list; after a broken one, go on at the next `}, {`."""
-    decoder = json.JSONDecoder()
-    position, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        position = _BETWEEN.match(text, position).end()
-        line, counted = line + text.count("\n", counted, position), position
-        if position >= len(text):
-            yield line, ValueError("the list is not closed: the file may be cut short")
-            return
-        if text[position] == "]":
-            return
-        try:
-            item, position = decoder.raw_decode(text, position)
-            yield line, item
-        except (ValueError, RecursionError) as error:
-            yield line, error
-            following = _NEXT_ITEM.search(text, position)
-            if not following:
-                return
-            position = following.end()
+# ---- One row -------------------------------------------------------------------------------------
 
 
 def _read_row(row: Any) -> Collected:
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
-    repairs: tuple[str, ...] = tuple(map(str, row.get("defects") or ()))
-    if "conversations" in row:
-        dialogue = from_sharegpt(row)
-    elif "input" in row and "messages" not in row:
-        dialogue, repairs = from_baize_record(row)
-    else:
-        unfinished = row.get("status", "ok") != "ok" and not row.get("messages")
-        dialogue = from_chat(row | {"messages": []} if unfinished else row)
-    tokens: Counter[str] = Counter()
-    for call in row.get("calls") or ():
-        tokens[call["role"]] += _usage(call).output
+    if not isinstance(row, Mapping):
+        raise row if isinstance(row, ValueError) else ValueError(
+            f"a JSON object was expected, not {type(row).__name__}"
+        )  # fmt: skip
+    status = str(row.get("status", "ok"))
+    said, repairs = _said_in(row)
+    system = next((row[k] for k in _SYSTEM if isinstance(row.get(k), str) and row[k].strip()), "")
+    if system and said[:1] and said[0][0] != "system":
+        said.insert(0, ("system", system))
+    messages = tuple(Message(role, _text(content)) for role, content in said)
+    if not messages and status == "ok":
+        raise ValueError("it holds no message")
+    seed = row.get("seed", row.get("topic")) or ""
+    seed = seed if isinstance(seed, Mapping) else {"text": seed}
+    usage = row["usage"] if isinstance(row.get("usage"), Mapping) else {}
+    num_turns = sum(message.role == "assistant" for message in messages)
+    reasons = row.get("finish_reasons") or [row.get("finish_reason")]
+    reasons = ["stop"] * (num_turns - len(reasons)) + list(reasons)  # one alone: the last turn's
     return Collected(
-        tuple(map(_checked, dialogue.messages)), dialogue.id, dialogue.seed, dialogue.source,
-        status=str(row.get("status", "ok")), reason=str(row.get("reason") or ""),
-        usage=_usage(row), cost_usd=sum(float(row.get(k) or 0) for k in _COSTS), tokens=tokens,
-        cut_turns=_cut_turns(row, dialogue.num_turns), repairs=repairs,
+        messages, str(row.get("id") or ""), _text(seed.get("text") or ""),
+        str(seed.get("source") or row.get("source") or ""),
+        status=status, reason=str(row.get("reason") or ""),
+        usage=Usage(*(int(usage.get(key) or 0) for key in ("input", "cached_input", "output"))),
+        cost_usd=float(row.get("cost_usd") or 0),
+        cut_turns=tuple(i for i, why in enumerate(reasons) if why in ("length", "content_filter")),
+        repairs=(*repairs, *map(str, row.get("defects") or ())),
     )  # fmt: skip
 
 
-_COSTS = ("cost_usd", "uncertain_usd")  # the second: calls that may have been billed
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _checked(message: Message) -> Message:
-    if not isinstance(message.content, str):
-        raise ValueError(f"a message's content is {type(message.content).__name__}, not text")
-    if message.content.isascii() or not _LONE_SURROGATE.search(message.content):
-        return message
-    return Message(message.role, _LONE_SURROGATE.sub("\ufffd", message.content))
-
-
-def _usage(row: dict[str, Any]) -> Usage:
-    counts = row["usage"] if isinstance(row.get("usage"), dict) else {}
-    return Usage(*(int(counts.get(key) or 0) for key in ("input", "cached_input", "output")))
-
-
-def _cut_turns(row: dict[str, Any], num_turns: int) -> tuple[int, ...]:
-    """Which replies were cut; a ledger without a reason a reply speaks of the last one only."""
-    last_only = ["stop"] * (num_turns - 1) + [row.get("finish_reason")]
-    reasons = row.get("finish_reasons") or last_only
-    return tuple(i for i, reason in enumerate(reasons) if reason in ("length", "content_filter"))
-
-
-def to_chat(dialogue: Dialogue | Sequence[Message]) -> dict[str, Any]:
-    """`{"messages": [{"role", "content"}, …]}`: what TRL, OpenAI and Axolotl read."""
-    messages = dialogue.messages if isinstance(dialogue, Dialogue) else dialogue
-    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
-
-
-def from_chat(row: dict[str, Any]) -> Dialogue:
-    """A dialogue from a chat row or a ledger line.
-
-    Raises:
-        BaizeError: `messages` is missing or malformed.
-    """
-    try:
-        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
-    except (KeyError, TypeError) as error:
-        raise BaizeError(
-            f"a chat row needs 'messages', a list of role and content ({error!r}); "
-            f"it has {sorted(row) if isinstance(row, dict) else type(row).__name__}"
-        ) from error
-    seed = row.get("seed") or {}
-    seed = seed if isinstance(seed, dict) else {"text": str(seed)}
-    return Dialogue(messages, str(row.get("id", "")), seed.get("text", ""), seed.get("source", ""))
-
-
-_SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
+_SYSTEM = ("system", "system_prompt", "meta_instruction")
+_ROLES = {
+    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
+    "chatgpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant",
+    "bing": "assistant", "bard": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
+_PAIRS = (  # a question and its reply, in one row or in one turn of a row
+    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"),
+    ("prompt", "response"), ("question", "answer"), ("query", "response"), ("human", "assistant"),
+    ("user", "assistant"), ("input", "target"), ("input", "output"), ("Human", "MOSS"),
+)  # fmt: skip
+_Said = list[tuple[str, Any]]  # (role, content)
 
 
-def to_sharegpt(dialogue: Dialogue) -> dict[str, Any]:
-    """`{"id", "conversations": [{"from": "human" | "gpt", "value"}, …]}`."""
-    speaker = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": speaker[m.role], "value": m.content} for m in dialogue.messages]
-    return {"id": dialogue.id, "conversations": turns}
+def _said_in(row: Mapping[str, Any]) -> tuple[_Said, tuple[str, ...]]:
+    """(what was said, the parser's repairs) in a row of any layout."""
+    for name in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(name), list):
+            return [said for item in row[name] for said in _one(item, name)], ()
+    if row.get("status", "ok") != "ok":
+        return [], ()
+    if isinstance(row.get("data"), list):
+        return [(("user", "assistant")[i % 2], text) for i, text in enumerate(row["data"])], ()
+    if isinstance(row.get("chat"), Mapping):
+        return [said for turn in row["chat"].values() for said in _one(turn, "chat")], ()
+    if isinstance(row.get("plain_text"), str):
+        spoken = re.findall(r"\[(Human|MOSS)\]:\s*(.*?)\s*<eo[ah]>", row["plain_text"], re.DOTALL)
+        return [("user" if who == "Human" else "assistant", text) for who, text in spoken], ()
+    pair = _pair_in(row)
+    if pair:
+        earlier = [said for q, a in row.get("history") or () for said in _turn(q, a)]
+        return earlier + _with_input(row, *pair), ()
+    if isinstance(row.get("input"), str) and "topic" in row:
+        found = parse_transcript(row["input"])
+        expected = ["text before the first tag"]  # the header, and a last tag that dangles
+        expected += ["empty turn"] * row["input"].rstrip().endswith(HUMAN_TAG)
+        repairs = list(found.defects)
+        for defect in expected:
+            if defect in repairs:
+                repairs.remove(defect)
+        return [(message.role, message.content) for message in found.messages], tuple(repairs)
+    raise ValueError(
+        f"no layout the course knows has the fields {', '.join(map(str, row))[:80]}: make it "
+        "messages, a list of role and content, or instruction and output"
+    )
 
 
-def from_sharegpt(row: dict[str, Any]) -> Dialogue:
-    """A dialogue from a ShareGPT row.
-
-    Raises:
-        BaizeError: `conversations` is missing, or a speaker is unknown.
-    """
-    try:
-        messages = tuple(
-            Message(_SHAREGPT_ROLES[turn["from"].lower()], turn["value"])
-            for turn in row["conversations"]
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BaizeError(
-            f"a ShareGPT row needs 'conversations', a list of from and value, with known speakers "
-            f"({', '.join(_SHAREGPT_ROLES)}): {error!r}"
-        ) from error
-    return Dialogue(messages, str(row.get("id", "")))
+def _one(item: Any, name: str) -> _Said:
+    """What one item of a list of messages says: a message, or a whole turn."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{name} holds a {type(item).__name__}, not messages")
+    role = item.get("role", item.get("from"))
+    if role is None and (pair := _pair_in(item)):
+        return _turn(*pair)
+    if str(role).lower() not in _ROLES:
+        raise ValueError(f"the speaker {role!r} in {name} is none of {', '.join(_ROLES)}")
+    content = item["content"] if "content" in item else item.get("value", item.get("text"))
+    if content is None and item.get("tool_calls", item.get("function_call")):
+        raise ValueError("a call of a tool, and only text can be read")
+    return [(_ROLES[str(role).lower()], content)]
 
 
-def to_baize_record(dialogue: Dialogue, *, language: str = "en") -> dict[str, str]:
-    """The released corpus's record, `{"topic", "input"}`; its last tag dangles, as released."""
-    text = render(dialogue.messages, language=language)
-    return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
+def _pair_in(row: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    return next(((row[q], row[a]) for q, a in _PAIRS if q in row and a in row), None)
 
 
-def from_baize_record(row: dict[str, Any]) -> tuple[Dialogue, tuple[str, ...]]:
-    """A dialogue, and its defects, from a released record; its header may be in any language.
-
-    Raises:
-        BaizeError: `input` is missing.
-    """
-    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-        raise BaizeError("a released Baize record needs 'topic' and 'input', both texts")
-    found = parse_transcript(row["input"])
-    expected = ("text before the first tag", *_dangling(row["input"]))
-    defects = tuple(_without(found.defects, expected))
-    return Dialogue(found.messages, seed=str(row.get("topic", ""))), defects
+def _turn(question: Any, reply: Any) -> _Said:
+    return [("user", question), ("assistant", reply)]
 
 
-def _dangling(text: str) -> tuple[str, ...]:
-    return ("empty turn",) if text.rstrip().endswith(HUMAN_TAG) else ()
+_SPOKEN = re.compile(r"^(Human|Assistant)[:：][ \t]*", re.MULTILINE)
+_MOSS = re.compile(r"^\s*<\|\w+\|>:\s*|\s*<eo\w>\s*$")
 
 
-def _without(defects: Iterable[str], expected: Iterable[str]) -> list[str]:
-    left = list(defects)
-    for defect in expected:
-        if defect in left:
-            left.remove(defect)
-    return left
+def _with_input(row: Mapping[str, Any], question: Any, reply: Any) -> _Said:
+    """One turn; Alpaca's input follows its instruction, and BELLE's may hold earlier turns."""
+    if isinstance(question, str) and question.startswith("Human:") and "\nAssistant:" in question:
+        _, *parts = _SPOKEN.split(question)
+        said = list(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+        said = [(_ROLES[who.lower()], text) for who, text in said]
+        return [*(said[:-1] if said[-1] == ("assistant", "") else said), ("assistant", reply)]
+    more = row.get("context", row.get("input")) if "instruction" in row else None
+    if isinstance(more, str) and more.strip() and isinstance(question, str):
+        question = f"{question}\n{more}"
+    return _turn(question, reply)
 
 
-_WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {
-    "chat": to_chat, "sharegpt": to_sharegpt, "baize": to_baize_record,
-}  # fmt: skip
+def _text(content: Any) -> str:
+    """A message's content as one text; half a character is marked as lost."""
+    if isinstance(content, list):
+        for part in content:
+            if isinstance(part, Mapping) and not isinstance(part.get("text"), str):
+                raise ValueError(f"a part of type {part.get('type')!r}, and only text can be read")
+        content = "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"a message's content is {type(content).__name__}, not text")
+    if "<eo" in content or content.startswith("<|"):
+        content = _MOSS.sub("", content)
+    return content if content.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", content)
+
+
+# ---- Writing -------------------------------------------------------------------------------------
+
+
+def _origin(dialogue: Dialogue) -> dict[str, str]:
+    return {"id": dialogue.id, "seed": dialogue.seed, "source": dialogue.source}
+
+
+def _chat(dialogue: Dialogue) -> dict[str, Any]:
+    messages = [{"role": m.role, "content": m.content} for m in dialogue.messages]
+    return {"messages": messages, **_origin(dialogue)}
+
+
+def _sharegpt(dialogue: Dialogue) -> dict[str, Any]:
+    speaker = {"user": "human", "assistant": "gpt"}
+    said = [{"from": speaker.get(m.role, m.role), "value": m.content} for m in dialogue.messages]
+    return {"conversations": said, **_origin(dialogue)}
+
+
+_WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {"chat": _chat, "sharegpt": _sharegpt}
 
 
 def write_dialogues(
@@ -293,48 +287,15 @@ def write_dialogues(
 ) -> int:
     """Write JSON lines, atomically, as "chat", "sharegpt" or "baize". Returns how many.
 
-    `language` is that of the header that "baize" records carry; the others have none.
+    The first two keep id, seed and source. `language` is that of the header that records in
+    Baize's released format carry; their last tag dangles, as released.
     """
-    if format not in _WRITERS:
-        raise BaizeError(f"format {format!r} is not known: use one of {', '.join(_WRITERS)}")
-    writer = partial(to_baize_record, language=language) if format == "baize" else _WRITERS[format]
-    return write_jsonl(path, map(writer, dialogues))
 
+    def baize(dialogue: Dialogue) -> dict[str, Any]:
+        text = render(dialogue.messages, language=language)
+        return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
 
-def to_dataset(dialogues: Iterable[Dialogue]) -> Any:
-    """A `datasets.Dataset` with columns messages, id, seed and source."""
-    import datasets
-
-    return datasets.Dataset.from_list(
-        [to_chat(d) | {"id": d.id, "seed": d.seed, "source": d.source} for d in dialogues]
-    )
-
-
-def push_to_hub(
-    splits: Mapping[str, Iterable[Dialogue]], name: str, *, token: str | None = None,
-    private: bool = True,
-) -> str:  # fmt: skip
-    """Upload `{"train": …, "validation": …}` as the data set `name`. Returns its address.
-
-    Raises:
-        BaizeError: there is no token, or the hub cannot be reached or refuses.
-    """
-    import datasets
-    import httpx
-    from huggingface_hub import get_token
-
-    token = token or get_token()
-    if not token:
-        raise BaizeError(
-            "no Hugging Face token: run `hf auth login`, or set HF_TOKEN to a token that may write"
-        )
-    made = datasets.DatasetDict({split: to_dataset(rows) for split, rows in splits.items()})
-    try:
-        made.push_to_hub(name, token=token, private=private)
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        reason = str(error).replace(token, "***")
-        raise BaizeError(
-            f"the hub did not take {name} ({reason}): check the connection, the name "
-            "('you/data-set') and that the token may write"
-        ) from None
-    return f"https://huggingface.co/datasets/{name}"
+    writers = _WRITERS | {"baize": baize}
+    if format not in writers:
+        raise BaizeError(f"format {format!r} is not known: use one of {', '.join(writers)}")
+    return write_jsonl(path, map(writers[format], dialogues_in(dialogues)))

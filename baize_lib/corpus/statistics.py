@@ -1,21 +1,23 @@
-"""corpus.statistics: moved."""
+"""The numbers papers report of a corpus: turns, words a message, vocabulary, openings.
+
+>>> from baize_lib.dialogue import Message
+>>> found = statistics([Dialogue((Message("user", "Who won?"), Message("assistant", "We did.")))])
+>>> found.mean_turns, found.mean_words("assistant")
+(1.0, 2.0)
+"""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from baize_lib.config import data_dir
+from baize_lib.corpus.formats import dialogues_in
 from baize_lib.dialogue import Dialogue
-from baize_lib.text import _CJK, words
+from baize_lib.text import words
 
-__all__ = [
-    "Statistics",
-    "statistics",
-    "beside_published",
-]
+__all__ = ["statistics", "beside_published"]
 
 
 @dataclass(slots=True)
@@ -25,7 +27,7 @@ class Statistics:
     Attributes:
         turns: number of turns -> dialogues with that many.
         lengths: role -> (words in a message -> messages of that length).
-        tokens: role -> tokens; empty where neither an encoder nor the ledger could say.
+        tokens: role -> tokens; empty without an encoder.
         vocabulary: word -> times used.
         openings: role -> (first two words -> messages that begin so).
     """
@@ -46,14 +48,14 @@ class Statistics:
         return _mean(self.lengths.get(role, Counter()))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a role: messages, words (sum, mean, median, 95th percentile), tokens."""
+        """One row a role: messages, words (sum, mean, median, 95th percentile), tokens if any."""
         return [
             {
                 "role": role, "messages": lengths.total(),
                 "words": sum(n * times for n, times in lengths.items()),
                 "mean": round(_mean(lengths), 1), "median": _quantile(lengths, 0.5),
-                "p95": _quantile(lengths, 0.95), "tokens": self.tokens.get(role),
-            }
+                "p95": _quantile(lengths, 0.95),
+            } | ({"tokens": self.tokens[role]} if self.tokens else {})
             for role, lengths in self.lengths.items()
         ]  # fmt: skip
 
@@ -69,23 +71,20 @@ class Statistics:
 def statistics(
     dialogues: Iterable[Dialogue], *, encode: Callable[[str], Any] | None = None
 ) -> Statistics:
-    """Count dialogues, turns, words, tokens, vocabulary and openings in one pass.
+    """Count dialogues, turns, words, vocabulary and openings in one pass.
 
     Args:
-        encode: a tokenizer's `encode`, text -> tokens. Without it, tokens are those the ledger
-            recorded for each role's calls.
+        encode: a tokenizer's `encode`, text -> tokens, to count those too.
     """
     found = Statistics()
-    for dialogue in dialogues:
+    for dialogue in dialogues_in(dialogues):
         found.num_dialogues += 1
         found.turns[dialogue.num_turns] += 1
-        if encode is None:
-            found.tokens.update(getattr(dialogue, "tokens", None) or {})
         for message in dialogue.messages:
             said, role = words(message.content), message.role
             found.lengths.setdefault(role, Counter())[len(said)] += 1
             found.vocabulary.update(said)
-            glue = "" if said and re.match(f"[{_CJK}]", said[0]) else " "
+            glue = "" if said and said[0] >= "\u3040" else " "  # Chinese
             found.openings.setdefault(role, Counter())[glue.join(said[:2])] += 1
             if encode is not None:
                 found.tokens[role] += len(encode(message.content))
@@ -98,6 +97,7 @@ def _mean(counts: Counter) -> float:
 
 
 def _quantile(counts: Counter, q: float) -> int:
+    """The smallest length that at least a share `q` of the messages do not exceed."""
     below = 0
     for value in sorted(counts):
         below += counts[value]

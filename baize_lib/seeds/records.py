@@ -65,6 +65,7 @@ def lines(file: IO[bytes]) -> Iterator[tuple[int, str | ValueError]]:
 # ---- JSON ----------------------------------------------------------------------------------------
 
 _NAMED_LIST = re.compile(rb'\{\s*"(?:items|data|rows)"\s*:\s*\[')  # {"items": [ …
+_PRINTED = re.compile(rb'\{[ \t]*\r?\n\s*["}]')  # an object over many lines
 _BETWEEN = re.compile(r"[\s,]*")
 _NEXT = re.compile(r"\}\s*,?\s*(?=\{)")  # the value after a broken one
 
@@ -74,7 +75,7 @@ def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
     head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
     is_list = head[:1] == b"[" or bool(_NAMED_LIST.match(head))
-    if is_list or head.split(b"\n")[0].strip() == b"{":
+    if is_list or _PRINTED.match(head):
         yield from _values(io.TextIOWrapper(file, "utf-8-sig", errors="replace"), is_list)
         return
     for number, line in lines(file):
@@ -87,7 +88,7 @@ def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
 def _values(file: io.TextIOWrapper, is_list: bool) -> Iterator[tuple[int, Any]]:
     """The values of a JSON list, or printed one after another, each as soon as it is here."""
     decode = json.JSONDecoder().raw_decode
-    text, line, lost = file.read(BLOCK), 1, False
+    text, line, lost, closed = file.read(BLOCK), 1, False, not is_list
     at = text.index("[") + 1 if is_list else 0
     line += text.count("\n", 0, at)
     while True:
@@ -97,10 +98,10 @@ def _values(file: io.TextIOWrapper, is_list: bool) -> Iterator[tuple[int, Any]]:
             text, at = file.read(BLOCK), 0
             if not text:
                 break
-        elif lost and text[at] in "]}":
-            at += 1
-        elif is_list and text[at] == "]":
+        elif text[at] == "]" and is_list and not lost:
             return
+        elif text[at] in "]}" and lost:  # a bracket of the broken value, or the last one
+            closed, at = True, at + 1
         else:
             try:
                 value, end = decode(text, at)
@@ -114,8 +115,8 @@ def _values(file: io.TextIOWrapper, is_list: bool) -> Iterator[tuple[int, Any]]:
                 text, at, line = _after_fault(file, text, at, line)
             else:
                 yield line, value
-                line, at = line + text.count("\n", at, end), end
-    if is_list and not lost:
+                line, at, closed = line + text.count("\n", at, end), end, not is_list
+    if not closed:
         yield line, ValueError("the list is not closed: the file may be cut short")
 
 
