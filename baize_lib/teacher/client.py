@@ -354,14 +354,22 @@ class Teacher:
         """
         import openai
 
+        failure = None
         try:
             return await ask(self._connection())
+        except asyncio.CancelledError:
+            pass  # raised anew below
         except openai.APIStatusError as error:
             failure = read_refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
             failure = read_broken_line(error)
         except openai.APIError as error:  # a body that the SDK itself could not read
             failure = Failure("malformed answer", str(error)[:300], billed=True, retry=True)
+        except Exception as error:  # noqa: BLE001  whatever it is, it comes without its frames
+            text = f"{type(error).__name__}: {error}"[:300]
+            failure = Failure("client error", text, billed=True)
+        if failure is None:
+            raise asyncio.CancelledError
         return self._without_key(failure)
 
     def _without_key(self, failure: Failure) -> Failure:
