@@ -247,16 +247,20 @@ def runs(text: str, width: int) -> frozenset[tuple[str, ...]]:
     return frozenset(zip(*(said[k:] for k in range(width)), strict=False))
 
 
+_FEW = 10  # texts: a run that so many have counts in full
+
+
 def near_duplicates(
     texts: Iterable[str], threshold: float = 0.7, *, width: int = 3
 ) -> list[list[int]]:
     """Groups of indices of texts that are nearly the same, in the order of the texts.
 
     The first index of a group is its earliest text. Every other member is alike to that one by
-    two measures, both at least `threshold`: `jaccard`, and the same with each run weighed by how
-    few of the texts have it. So "What is the dosage of A?" and "... of B?" are not the same where
-    a thousand texts ask for a dosage. Texts like no other are in no group: `group[1:]` of each is
-    what to drop. For single sentences use `width=1`: one changed word breaks three runs of three.
+    two measures, both at least `threshold`: `jaccard`, and the same with runs that more than ten
+    texts have counting less, the more texts have them. So "What is the dosage of A?" is not the
+    same as that of B, where a thousand ask for a dosage. Texts like no other are in no group:
+    `group[1:]` of each is what to drop. For single sentences use `width=1`: one changed word
+    breaks three runs of three.
 
     Exact, and quick: two texts as alike as that share one of their rarest runs, so only texts
     that do are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
@@ -275,7 +279,7 @@ def near_duplicates(
     if not len(weights):
         return []
     sizes = np.array([lengths, [weights[row].sum() for row in rows]])  # in runs, and weighed
-    sizes[1] += (lengths - np.array(list(map(len, rows)))) * np.log1p(len(rows))
+    sizes[1] += lengths - np.array(list(map(len, rows)))
     mine = np.zeros((2, len(weights)))  # the runs of the text at hand: 1, and their weight
     under: dict[int, list[int]] = defaultdict(list)  # run -> leaders that have it
     groups: dict[int, list[int]] = {}
@@ -310,7 +314,8 @@ def _known_runs(texts: Iterable[str], width: int):
         at = np.searchsorted(known, row).clip(max=len(known) - 1)
         at = at[known[at] == row] if len(known) else at[:0]
         hashed[i] = at[np.argsort(times[at], kind="stable")].astype(np.int32)
-    return hashed, lengths, np.log1p(len(hashed) / times)
+    weights = np.log1p(len(hashed) / times) / np.log1p(len(hashed) / _FEW)
+    return hashed, lengths, weights.clip(max=1)
 
 
 def _hashes(text: str, width: int):
