@@ -437,12 +437,16 @@ def _sendable(text: Any) -> Any:
 
 
 def _checked_url(address: str) -> str:
-    parts = urlsplit(address)
-    if parts.username or parts.password:
+    if "@" in address:
         raise BaizeError(
-            f"the address of {parts.hostname} holds a user name or password: leave them out, and "
-            "give the key as OPENAI_API_KEY"
+            "base_url holds a user name or password: leave them out, and give the key as "
+            "OPENAI_API_KEY"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise BaizeError(f"base_url={address!r} is no web address: it looks like https://host/v1")
     return address

@@ -165,7 +165,8 @@ def read_usage(reported: Any, written: str, bound: Usage) -> tuple[Usage, float,
     thoughts += output if thoughts > output else 0  # then the output was counted without them
     least = max(total - prompt, thoughts, math.ceil(len(written) / 16))
     estimated = not prompt or output < least or 0 < total != prompt + output
-    if not (output or total or thoughts) and (written or not _counts_output(reported)):
+    uncounted = not (output or thoughts or total > prompt)
+    if uncounted and (written or not _counts_output(reported)):
         estimated, output = True, max(bound.output, math.ceil(len(written) / 4))
     cached = max(
         _number(_dict(reported, "prompt_tokens_details"), "cached_tokens"),
@@ -240,7 +241,7 @@ FIELDS = (
 
 def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
-    said = list(dict.fromkeys(_words_of(body)))
+    said = list(dict.fromkeys(filter(None, _words_of(body))))
     everything = " ".join(said)
     text = " ".join((said or ["no reason given"])[0].split())[:300]
     name = f"{status}: {text}"
