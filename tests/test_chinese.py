@@ -31,6 +31,7 @@ from baize_lib.selfchat.batch import collect_batch
 from baize_lib.selfchat.bill import forecast
 from baize_lib.selfchat.collect import collect
 from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.selfchat.questions import clean_question
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.prices import Price
@@ -183,25 +184,6 @@ def test_a_chinese_question_takes_up_a_word_or_not(question, said, shared):
     assert prompts.shares_a_word(question, said) == shared
 
 
-@pytest.mark.parametrize(
-    ("written", "question"),
-    [
-        ("人类：花盆要多大？", "花盆要多大？"),
-        ("【用户】花盆要多大？\n助手：很大。", "花盆要多大？"),
-        ("「花盆要多大？」", "花盆要多大？"),
-        ("下一个问题：“花盆要多大？”", "花盆要多大？"),
-        ("问问邻居可以吗？", "问问邻居可以吗？"),
-    ],
-)
-def test_a_chinese_question_is_read_without_tags_and_quotes(written, question):
-    assert prompts.clean_question(written) == question
-
-
-@pytest.mark.parametrize("said", ["END", "end。", "结束", "（对话结束）"])
-def test_the_end_is_understood(said):
-    assert prompts.says_end(prompts.clean_question(said))
-
-
 # ---- transcripts ---------------------------------------------------------------------------------
 
 TRANSCRIPT = (
@@ -312,7 +294,7 @@ def test_the_embedded_teacher_is_held_to_chinese_questions_and_to_replies_that_e
     replies = asyncio.run(main())
     for reply in replies[:6]:
         assert reply.finish_reason == "stop"
-        question = prompts.clean_question(reply.text)
+        question = clean_question(reply.text)
         assert re.fullmatch(r"[一-鿿A-Za-z0-9.+#_-]{3,}？", question), reply.text
     for reply in replies[6:]:
         if reply.finish_reason == "stop":
