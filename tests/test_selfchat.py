@@ -1,7 +1,6 @@
 """Self-chat: what is asked, what is kept, and that no failure loses a dialogue or a cent."""
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -16,18 +15,19 @@ from stub_server import BAD_KEY, StubServer
 from baize_lib.config import BaizeError
 from baize_lib.files import read_jsonl
 from baize_lib.seeds.seed import Seed
-from baize_lib.selfchat import collect as selfchat
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.bill import bill_by_role_and_turn, forecast
-from baize_lib.selfchat.collect import collect, self_chat
+from baize_lib.selfchat.collect import collect
 from baize_lib.selfchat.prompts import SelfChatSettings
+from baize_lib.selfchat.questions import clean_question
+from baize_lib.selfchat.strategies import self_chat
 from baize_lib.teacher.budget import Budget
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import KeyRejected
-from baize_lib.teacher.ledger import journal_file
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.meter import CostMeter
-from baize_lib.teacher.prices import FREE, Usage
+from baize_lib.teacher.prices import Usage
 
 ROOT = Path(__file__).parent.parent
 SEED = Seed("s-1", "How do bees make honey?", "tests")
@@ -73,7 +73,20 @@ def asked(stub):
 
 
 def is_question(body):
-    return body["messages"][0]["content"] == prompts.question_messages([], "en")[0]["content"]
+    return body["max_tokens"] == SelfChatSettings().question_tokens
+
+
+def answered_usd(stub):
+    return PRICE.cost(Usage(stub.input, 0, stub.output))
+
+
+def table_of(path, budget=None):
+    return Calls(path.with_name("calls.sqlite"), budget)
+
+
+def states(path):
+    rows = table_of(path).query("SELECT state, count(*) AS n FROM bill GROUP BY state")
+    return {row["state"]: row["n"] for row in rows}
 
 
 class TestTurns:
@@ -83,37 +96,36 @@ class TestTurns:
         assert [m["role"] for m in line["messages"]] == ["user", "assistant"] * 3
         assert (line["status"], line["finish_reasons"]) == ("ok", ["stop"] * 3)
 
-    def test_the_assistant_sees_all_that_was_said_and_the_human_a_transcript(self, stub):
+    def test_a_strong_teacher_goes_on_with_the_conversation_it_has(self, stub):
         line = one(stub)
+        answer1, question, answer2 = (body["messages"] for body in asked(stub))
+        assert [m["role"] for m in answer1] == ["system", "user"]
+        assert answer2[1:] == line["messages"][:3]
+        assert question[:3] == answer2[:3]  # so that nothing is read twice
+        assert question[3]["role"] == "user" and "next" in question[3]["content"]
+
+    def test_a_weak_one_is_sent_worked_examples_a_transcript_and_a_grammar(self, stub):
+        stub.reply = lambda body: f"Why is {question_of(body)[4:8]} honey?"
+        line = one(stub, weak=True)
         answer1, question, answer2 = asked(stub)
-        assert [m["role"] for m in answer1["messages"]] == ["system", "user"]
         assert answer2["messages"][1:] == line["messages"][:3]
         shown = question["messages"][-1]["content"]
         assert shown == f"Human: {SEED.text}\nAI: {line['messages'][1]['content']}"
+        assert question["grammar"] == prompts.question_grammar("en")
+        assert answer1["grammar"] == prompts.reply_grammar("general", "en")
 
     def test_the_bill_is_kept_by_call(self, stub):
-        line = one(stub)
-        assert [(c["role"], c["turn"]) for c in line["calls"]] == [
-            ("assistant", 0), ("user", 1), ("assistant", 1)
-        ]  # fmt: skip
-        assert line["usage"] == {"input": stub.input, "cached_input": 0, "output": stub.output}
-        assert line["cost_usd"] == pytest.approx(PRICE.cost(Usage(stub.input, 0, stub.output)))
-        assert sum(c["usage"]["input"] for c in line["calls"]) == stub.input
-
-    def test_a_grammar_goes_to_the_embedded_teacher_alone(self, stub):
-        one(stub)
-        assert not any("grammar" in body or "repeat_penalty" in body for body in asked(stub))
-        stub.log.clear()
-
         async def main():
-            async with Teacher("smollm2-135m", base_url=stub.url, api_key="k", price=FREE) as teacher:
-                await self_chat(SEED, teacher, TWO_TURNS)
+            async with teacher_of(stub) as teacher:
+                line = await self_chat(SEED, teacher, TWO_TURNS)
+                return line, teacher.calls.query("SELECT part, subject, input FROM bill")
 
-        asyncio.run(main())
-        grammars = {is_question(body): body["grammar"] for body in asked(stub)}
-        assert grammars == {
-            True: prompts.QUESTION_GRAMMAR["en"], False: prompts.reply_grammar("general", "en")
-        }  # fmt: skip
+        line, rows = asyncio.run(main())
+        assert [row["part"] for row in rows] == ["assistant 1", "user 2", "assistant 2"]
+        assert {row["subject"] for row in rows} == {SEED.id}
+        assert line["usage"] == {"input": stub.input, "cached_input": 0, "output": stub.output}
+        assert line["cost_usd"] == pytest.approx(answered_usd(stub))
+        assert sum(row["input"] for row in rows) == stub.input
 
     @pytest.mark.parametrize("said", ["END", " end.\n", '"END"'])
     def test_it_ends_early_when_the_human_has_no_more_questions(self, stub, said):
@@ -126,14 +138,14 @@ class TestTurns:
         stub.reply = lambda body: "How do the bees make honey?" if is_question(body) else "So."
         line = one(stub, SelfChatSettings(num_turns=3))
         assert line["ended"] == "no more questions"
-        assert [c["role"] for c in line["calls"]] == ["assistant"] + ["user"] * 4
+        assert line["num_calls"] == 5 and not is_question(asked(stub)[0])
         heat = [body["temperature"] for body in asked(stub)[1:]]
         assert heat == pytest.approx([0.8, 1.0, 1.2, 1.4])
 
     def test_replies_cut_by_max_tokens_are_marked(self, stub):
         stub.script("ok", "ok", "length")
         line = one(stub)
-        assert (line["finish_reason"], line["finish_reasons"]) == ("length", ["stop", "length"])
+        assert line["finish_reasons"] == ["stop", "length"]
 
     def test_an_empty_reply_ends_it_and_whole_exchanges_are_kept(self, stub):
         stub.script("ok", "ok", "filter")
@@ -151,28 +163,28 @@ class TestTurns:
             Seed("m", "What is flu?", "medquad"),
         )
         system = asked(stub)[0]["messages"][0]["content"]
-        assert system.startswith(prompts.DOMAINS["medical"]["en"])
+        assert system.startswith("You are a careful medical assistant")
         assert "unlawful" in system
         one(stub, SelfChatSettings(num_turns=1, system="Be a pirate."))
         assert asked(stub)[1]["messages"][0]["content"] == "Be a pirate."
 
     def test_chinese_prompts(self, stub):
-        stub.reply = lambda body: (
-            "END" if "质数" in str(body["messages"][:-1]) else "蜂蜜来自花蜜。"
-        )
-        line = one(stub, SelfChatSettings(language="zh"), Seed("z", "蜜蜂怎样酿蜜？", "tests"))
+        stub.reply = lambda body: "结束" if is_question(body) else "蜂蜜来自花蜜。"
+        seed, settings = Seed("z", "蜜蜂怎样酿蜜？", "tests"), SelfChatSettings(language="zh")
+        line = one(stub, settings, seed, weak=True)
         answer, question = asked(stub)
-        assert answer["messages"][0]["content"] == prompts.DOMAINS["general"]["zh"]
+        assert answer["messages"][0]["content"] == prompts.system_prompt(seed, settings)
         assert question["messages"][-1]["content"].startswith("人类：蜜蜂怎样酿蜜？\n助手：")
         assert line["ended"] == "no more questions"
 
     def test_sampling_depends_on_the_seed_alone(self, stub, tmp_path):
-        run(stub, tmp_path / "one.jsonl", concurrency=1)
-        run(stub, tmp_path / "many.jsonl", concurrency=6)
+        run(stub, tmp_path / "one" / "l.jsonl", concurrency=1)
+        run(stub, tmp_path / "many" / "l.jsonl", concurrency=6)
         first, second = (
-            {row["id"]: row["messages"] for row in rows_of(tmp_path / name)}
-            for name in ("one.jsonl", "many.jsonl")
+            {row["id"]: row["messages"] for row in rows_of(tmp_path / name / "l.jsonl")}
+            for name in ("one", "many")
         )
+        assert stub.answered == 2 * 18
         assert first == second
 
     def test_the_embedded_teacher_talks_to_itself(self):
@@ -211,7 +223,7 @@ class TestTranscript:
     def test_a_text_without_an_exchange_is_rejected_and_kept(self, stub):
         stub.reply = lambda body: "I would rather not."
         line = one(stub, self.SETTINGS)
-        assert (line["status"], line["text"]) == ("rejected", "I would rather not.")
+        assert (line["status"], line["messages"]) == ("rejected", [])
         assert "no tags" in line["reason"]
 
 
@@ -228,15 +240,15 @@ class TestResume:
         [
             ({"settings": SelfChatSettings(strategy="transcript")}, '"turns" -> "transcript"'),
             ({"settings": SelfChatSettings(num_turns=5)}, "num_turns: 2 -> 5"),
-            ({"seeds": seeds_of(6)[1:]}, "num_seeds: 6 -> 5"),
-            ({"seeds": [Seed(s.id, s.text + "!", "") for s in seeds_of(6)]}, "seeds: "),
+            ({"seeds": seeds_of(6)[1:]}, "number 1 is another one"),
+            ({"seeds": [Seed(s.id, s.text + "!", "") for s in seeds_of(6)]}, "other seeds"),
         ],
     )
     def test_a_changed_run_is_refused_with_the_difference(self, stub, tmp_path, changed, named):
         path = tmp_path / "l.jsonl"
         run(stub, path)
         calls = stub.answered
-        with pytest.raises(BaizeError, match="begun with other settings") as refusal:
+        with pytest.raises(BaizeError, match="begun with other") as refusal:
             run(stub, path, **changed)
         assert named in str(refusal.value)
         assert stub.answered == calls
@@ -251,19 +263,41 @@ class TestResume:
         with pytest.raises(BaizeError, match="two seeds have the id 's-1'"):
             run(stub, tmp_path / "l.jsonl", [SEED, SEED])
 
-    def test_the_budget_is_rebuilt_from_the_ledger(self, stub, tmp_path):
-        path, first, second = tmp_path / "l.jsonl", Budget(usd=1), Budget(usd=1)
-        run(stub, path, teacher=teacher_of(stub, budget=first))
-        receipt = run(stub, path, teacher=teacher_of(stub, budget=second))
-        assert second.spent_usd == first.spent_usd > 0
-        assert receipt.total_usd == pytest.approx(first.spent_usd)
-        assert receipt.usd == 0
+    def test_the_file_is_made_again_from_the_table_for_nothing(self, stub, tmp_path):
+        path = tmp_path / "l.jsonl"
+        run(stub, path)
+        before, calls = rows_of(path), stub.answered
+        path.unlink()
+        receipt = run(stub, path)
+        assert (receipt.ok, receipt.usd, stub.answered) == (6, 0, calls)
+        assert [row["messages"] for row in sorted(rows_of(path), key=lambda row: row["id"])] == [
+            row["messages"] for row in sorted(before, key=lambda row: row["id"])
+        ]
+        assert receipt.total_usd == pytest.approx(answered_usd(stub))
 
-    def test_a_budget_used_twice_counts_the_ledger_once(self, stub, tmp_path):
-        path, budget = tmp_path / "l.jsonl", Budget(usd=1)
-        run(stub, path, 3, teacher=teacher_of(stub, budget=budget))
-        run(stub, path, 6, teacher=teacher_of(stub, budget=budget))
-        assert budget.spent_usd == pytest.approx(PRICE.cost(Usage(stub.input, 0, stub.output)))
+    def test_a_teacher_without_a_table_gets_one_beside_the_dialogues(self, stub, tmp_path):
+        teacher = teacher_of(stub, budget=1.0)
+        run(stub, tmp_path / "l.jsonl", teacher=teacher)
+        assert teacher.calls.path == tmp_path / "calls.sqlite"
+        assert teacher.budget.usd == 1.0 and teacher.budget.spent_usd > 0
+
+    def test_two_collections_of_a_run_share_its_table(self, stub, tmp_path):
+        calls = Calls(tmp_path / "calls.sqlite")
+        for name, settings in (("a.jsonl", TWO_TURNS), ("b.jsonl", SelfChatSettings(num_turns=1))):
+            run(stub, tmp_path / name, settings=settings, teacher=teacher_of(stub, calls=calls))
+        assert calls.budget.spent_usd == pytest.approx(answered_usd(stub))
+        with pytest.raises(BaizeError, match="begun with other settings"):
+            run(stub, tmp_path / "b.jsonl", teacher=teacher_of(stub, calls=calls))
+
+    def test_what_was_spent_is_read_from_the_table(self, stub, tmp_path):
+        path, calls = tmp_path / "l.jsonl", Calls(tmp_path / "calls.sqlite", 1)
+        run(stub, path, 3, teacher=teacher_of(stub, calls=calls))
+        run(stub, path, 6, teacher=teacher_of(stub, calls=calls))
+        assert calls.budget.spent_usd == pytest.approx(answered_usd(stub))
+        again = Calls(tmp_path / "calls.sqlite", 1)
+        receipt = run(stub, path, 6, teacher=teacher_of(stub, calls=again))
+        assert receipt.total_usd == again.budget.spent_usd == calls.budget.spent_usd
+        assert receipt.usd == 0
 
     def test_failures_are_kept_and_retried_alone(self, stub, tmp_path):
         path = tmp_path / "l.jsonl"
@@ -282,21 +316,22 @@ class TestResume:
     def test_a_meter_shows_both_sessions(self, stub, tmp_path):
         path = tmp_path / "l.jsonl"
         run(stub, path, 3)
-        meter = CostMeter(target=6)
-        run(stub, path, 6, meter=meter)
+        teacher = teacher_of(stub)
+        meter = CostMeter(teacher.budget, target=6)
+        run(stub, path, 6, meter=meter, teacher=teacher)
         assert meter.dialogues == 6
-        assert meter.spent_usd == pytest.approx(PRICE.cost(Usage(stub.input, 0, stub.output)))
+        assert teacher.budget.spent_usd == pytest.approx(answered_usd(stub))
 
 
 class TestStops:
     def test_a_budget_ends_the_run_without_an_error_and_a_larger_one_goes_on(self, stub, tmp_path):
-        path, cap = tmp_path / "l.jsonl", 0.003
+        path, cap = tmp_path / "l.jsonl", 0.0015
         receipt = run(stub, path, 12, teacher=teacher_of(stub, budget=Budget(usd=cap)))
         assert receipt.stopped == "budget"
         assert "stopped: budget" in str(receipt)
         assert PRICE.cost(Usage(stub.input, 0, stub.output)) <= cap
         receipt = run(stub, path, 12, teacher=teacher_of(stub, budget=Budget(usd=1)))
-        assert (receipt.stopped, receipt.left, receipt.paid_again) == ("", 0, 0)
+        assert (receipt.stopped, receipt.left, receipt.doubtful) == ("", 0, 0)
         assert stub.answered == 12 * 3  # every call was paid once
         assert receipt.total_usd == pytest.approx(PRICE.cost(Usage(stub.input, 0, stub.output)))
 
@@ -311,9 +346,9 @@ class TestStops:
     def test_twenty_failures_in_a_row_stop_the_run(self, stub, tmp_path):
         path = tmp_path / "l.jsonl"
         stub.script("ok", *["context"] * 200)
-        with pytest.raises(BaizeError, match="20 dialogues in a row failed"):
+        with pytest.raises(BaizeError, match="20 dialogues in a row came to nothing"):
             run(stub, path, 100, concurrency=5)
-        assert 20 <= len(rows_of(path)) <= 25
+        assert 20 <= len(rows_of(path)) <= 26
         stub._script.clear()
         assert run(stub, path, 100, retry_failed=True).left == 0
 
@@ -334,22 +369,11 @@ class TestStops:
         assert "run the same again to go on" in capsys.readouterr().out
         assert stub.answered < 120
         receipt = run(stub, path, 40)
-        assert (receipt.left, receipt.paid_again, stub.answered) == (0, 0, 120)
-
-    def test_a_journal_of_another_version_is_refused_and_kept(self, stub, tmp_path):
-        path = tmp_path / "l.jsonl"
-        run(stub, path, 1)
-        bill = {"usage": {"input": 1}, "cost_usd": 0.0, "uncertain": [0, 0]}
-        answer = {"role": "user", "turn": 0, "text": "?", "finish_reason": "stop"} | bill
-        line = json.dumps({"id": "s-1", "attempt": 1, "call": 0, "answer": answer}) + "\n"
-        journal_file(path).write_text(line)
-        with pytest.raises(BaizeError, match="another version of the course"):
-            run(stub, path, 2)
-        assert journal_file(path).read_text() == line
+        assert (receipt.left, receipt.doubtful, stub.answered) == (0, 0, 120)
 
     def test_a_call_given_up_is_counted_as_perhaps_billed(self, stub, tmp_path, monkeypatch):
-        monkeypatch.setattr(selfchat, "GRACE", 0.05)
-        path, budget = tmp_path / "l.jsonl", Budget(usd=1)
+        monkeypatch.setattr(sys.modules["baize_lib.selfchat.collect"], "GRACE", 0.05)
+        path = tmp_path / "l.jsonl"
         stub.script("ok", "hang")
 
         async def main():
@@ -362,10 +386,12 @@ class TestStops:
 
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(main())
-        receipt = run(stub, path, 1, teacher=teacher_of(stub, budget=budget))
-        assert (receipt.ok, receipt.paid_again) == (1, 1)
-        assert budget.uncertain_usd > 0
-        assert rows_of(path)[0]["uncertain_usd"] == pytest.approx(budget.uncertain_usd)
+        teacher = teacher_of(stub, budget=1)
+        receipt = run(stub, path, 1, teacher=teacher)
+        assert (receipt.ok, receipt.doubtful) == (1, 1)
+        assert receipt.doubtful_usd == teacher.budget.uncertain_usd > 0
+        assert receipt.total_usd == teacher.budget.spent_usd
+        assert "at most" in str(receipt)
 
     def test_control_c_ends_cleanly(self, stub, tmp_path):
         path = tmp_path / "l.jsonl"
@@ -381,11 +407,9 @@ class TestStops:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=20)
         assert "every answered call" in out
-        calls = sum(len(row["calls"]) for row in rows_of(path))
-        unfinished = [json.loads(line) for line in journal_file(path).read_text().splitlines()]
-        assert calls + sum("answer" in row for row in unfinished) == stub.answered
+        assert states(path) == {"answered": stub.answered}
 
-    def test_a_second_collection_on_the_same_ledger_is_refused(self, stub, tmp_path):
+    def test_a_second_collection_on_the_same_table_is_refused(self, stub, tmp_path):
         async def main():
             async with teacher_of(stub) as teacher:
                 jobs = [collect(seeds_of(5), teacher, TWO_TURNS, tmp_path / "l") for _ in range(2)]
@@ -393,7 +417,7 @@ class TestStops:
 
         first, second = asyncio.run(main())
         assert first.ok == 5
-        assert "written by another process" in str(second)
+        assert "is being collected already" in str(second)
 
 
 FAULTS = [
@@ -404,18 +428,20 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_fault_loses_a_dialogue_or_a_cent(stub, tmp_path, fault):
-    path, budget = tmp_path / "l.jsonl", Budget(usd=1)
+    path = tmp_path / "l.jsonl"
     stub.script("ok", "ok", fault, "ok", fault, fault)
-    run(stub, path, teacher=teacher_of(stub, budget=budget, timeout=0.2))
+    run(stub, path, teacher=teacher_of(stub, budget=1, timeout=0.2))
     run(stub, path, retry_failed=True)
     rows = rows_of(path)
     assert sorted(row["id"] for row in rows if row["status"] == "ok") == [
         f"s-{i}" for i in range(6)
     ]
-    counted = Budget().replay(rows)
-    assert counted.spent_usd >= PRICE.cost(Usage(stub.input, 0, stub.output)) - 1e-9
+    table = table_of(path)
+    with table.held():
+        counted = table.budget
+    assert counted.spent_usd >= answered_usd(stub) - 1e-9
     assert counted.spent_usd - counted.uncertain_usd <= (
-        PRICE.cost(Usage(stub.input, 0, stub.output)) + 1e-9 + (fault == "no-usage") * 1
+        answered_usd(stub) + 1e-9 + (fault == "no-usage") * 1
     )
 
 
@@ -438,7 +464,7 @@ class TestCosts:
 
     def test_the_bill_adds_up_and_its_input_grows_with_history(self, stub, tmp_path):
         run(stub, tmp_path / "l.jsonl", 5, SelfChatSettings(num_turns=3))
-        rows = bill_by_role_and_turn(tmp_path / "l.jsonl")
+        rows = bill_by_role_and_turn(table_of(tmp_path / "l.jsonl"))
         assert sum(row["input"] for row in rows) == stub.input
         assert sum(row["calls"] for row in rows) == stub.answered
         growth = [row["input_per_call"] for row in rows if row["role"] == "assistant"]
@@ -450,15 +476,15 @@ class TestCosts:
     def test_a_transcript_is_one_row_of_the_bill(self, stub, tmp_path):
         stub.reply = lambda body: "[Human] Why?\n[AI] So."
         run(stub, tmp_path / "l.jsonl", 5, SelfChatSettings(strategy="transcript"))
-        [row] = bill_by_role_and_turn(tmp_path / "l.jsonl")
+        [row] = bill_by_role_and_turn(table_of(tmp_path / "l.jsonl"))
         assert (row["role"], row["calls"], row["input"]) == ("transcript", 5, stub.input)
 
     def test_the_receipt_reads_as_a_table(self, stub, tmp_path):
         stub.script("length")
         receipt = run(stub, tmp_path / "l.jsonl", 2)
-        assert receipt.cut_share == 1 / 4
+        assert (receipt.cut, receipt.replies) == (1, 4)
         assert "replies cut by max_tokens  1 of 4" in str(receipt)
-        assert "<table>" in receipt._repr_html_()
+        assert "<table" in receipt._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -478,10 +504,10 @@ def test_settings_that_make_no_sense_are_refused(wrong):
     ],
 )  # fmt: skip
 def test_questions_are_read_without_tags_and_quotes(text, question):
-    assert prompts.clean_question(text) == question
+    assert clean_question(text) == question
 
 
 def test_the_receipt_shows_the_rate_a_hosted_teacher_allowed(stub, tmp_path):
     receipt = run(stub, tmp_path / "l.jsonl", 6)
     assert "calls/s" in str(receipt)
-    assert "in flight, slowed 0 times by 429" in str(receipt)
+    assert "in flight, slowed 0 times by the server" in str(receipt)

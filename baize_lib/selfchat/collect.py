@@ -13,6 +13,7 @@ The file is made from the table, a dialogue a line; delete it, and it is made ag
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ from baize_lib.teacher.meter import CostMeter
 __all__ = ["collect"]
 
 GRACE = 20.0  # seconds that answers under way are waited for when a run is stopped
+_under_way: set[Path] = set()  # the files that this process is collecting
 USELESS_IN_A_ROW = 20  # so many dialogues without one that is good stop a run
 SPENT = """SELECT count(*) AS calls, coalesce(sum(state = 'doubtful'), 0) AS doubtful,
   total(owed) AS owed, total(CASE state WHEN 'doubtful' THEN owed END) AS in_doubt,
@@ -260,13 +262,23 @@ def _as_seeds(seeds: Iterable[Seed | str]) -> tuple[Seed, ...]:
     return tuple(made)
 
 
-def _appending(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[BinaryIO]:
     """The file, opened to be read and appended to, a torn last line cut off."""
+    name = path.resolve()
+    if name in _under_way:
+        raise BaizeError(f"{path} is being collected already: wait for it, or interrupt it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         repair_tail(path)
-        return path.open("a+b", buffering=0)
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise BaizeError(
             f"{path} cannot be written ({error.strerror}): choose a writable folder with BAIZE_RUNS"
         ) from error
+    _under_way.add(name)
+    try:
+        with file:
+            yield file
+    finally:
+        _under_way.discard(name)
