@@ -55,13 +55,12 @@ class _Sheet:
 
     tag: str = field(default_factory=lambda: secrets.token_hex(8))
     lines: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
-    num_rows: int = 0
+    num_rows: int = 0  # on it, or about to be
 
     def add(self, key: str, bound: Usage, request: Mapping[str, Any]) -> None:
         name = f"{key}.{bound.input}.{bound.output}"  # comes back beside the answer
         row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": request}
         self.lines.write(json.dumps(row).encode() + b"\n")
-        self.num_rows += 1
 
 
 class BatchTeacher(Teacher):
@@ -99,6 +98,7 @@ class BatchTeacher(Teacher):
         last = self._sheets[-1] if self._sheets else None
         if last is None or last.num_rows >= MOST_ROWS or last.lines.tell() > MOST_BYTES:
             self._sheets.append(_Sheet())
+        self._sheets[-1].num_rows += 1
         return self._sheets[-1]
 
     async def next_round(self) -> bool:
