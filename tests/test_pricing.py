@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 import threading
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.meter import CostMeter
 from baize_lib.teacher.prices import (
     FREE,
@@ -58,7 +60,7 @@ def test_the_2023_price_gives_back_what_baize_cost():
 
 @pytest.mark.parametrize("model", ["no-such-model", "gpt-99", ""])
 def test_an_unknown_model_is_an_error_that_asks_for_a_price(model):
-    with pytest.raises(UnknownPrice, match="give one, such as Price"):
+    with pytest.raises(UnknownPrice, match="BAIZE_TEACHER_PRICE=.* or give Price"):
         price_of(model)
 
 
@@ -87,7 +89,7 @@ def test_usage_adds_up(rows):
 @given(cap=USD, token_cap=st.none() | TOKENS, seed=st.integers(), steps=st.integers(1, 60))
 def test_spent_and_reserved_never_pass_the_cap_under_any_interleaving(cap, token_cap, seed, steps):
     rng = random.Random(seed)
-    budget, open_calls, lines = Budget(cap, token_cap), [], []
+    budget, open_calls, closed = Budget(cap, token_cap), [], []
     for _ in range(steps):
         if open_calls and rng.random() < 0.5:
             held, usd, tokens = open_calls.pop(rng.randrange(len(open_calls)))
@@ -96,11 +98,11 @@ def test_spent_and_reserved_never_pass_the_cap_under_any_interleaving(cap, token
                 budget.release(held)
             elif what < 0.4:
                 budget.settle(held, usd, tokens, uncertain=True)
-                lines.append({"uncertain_usd": usd, "uncertain_tokens": tokens})
+                closed.append((round(usd * 10**12), round(usd * 10**12), tokens))
             else:
                 paid, used = rng.random() * usd, rng.randint(0, tokens)
                 budget.settle(held, paid, used)
-                lines.append({"cost_usd": paid, "usage": {"input": used, "output": 0}})
+                closed.append((round(paid * 10**12), 0, used))
         else:
             usd, tokens = rng.random() * rng.choice([0.001, 1]), rng.randint(0, 500)
             try:
@@ -110,7 +112,9 @@ def test_spent_and_reserved_never_pass_the_cap_under_any_interleaving(cap, token
         assert budget._spent + budget._reserved <= budget._cap <= cap * 10**12
         if token_cap is not None:
             assert budget.spent_tokens + budget.reserved_tokens <= token_cap
-    rebuilt = Budget(cap, token_cap).replay(lines)
+    rebuilt = Budget(cap, token_cap)
+    for row in closed:
+        rebuilt.take_over(*row)
     assert rebuilt._spent == budget._spent
     assert rebuilt.spent_tokens == budget.spent_tokens
     assert rebuilt.uncertain_usd == budget.uncertain_usd
@@ -186,9 +190,88 @@ def test_a_budget_of_zero_allows_what_is_free():
         budget.reserve(1e-9, 1)
 
 
-def test_replay_reads_lines_with_missing_fields():
-    budget = Budget(usd=1).replay([{}, {"usage": None, "cost_usd": None}, {"cost_usd": 0.25}])
-    assert budget.spent_usd == 0.25
+# ---- prices by name, address and hour (T5, T6)
+
+
+def test_a_price_that_depends_on_the_hour_is_that_of_the_dearest(monkeypatch):
+    """DeepSeek's is half at night: a run that goes on into the day must not be metered at half."""
+    from genai_prices import Usage as Tokens
+    from genai_prices import calc_price
+
+    address = "https://api.deepseek.com/v1"
+    by_hour = {
+        calc_price(
+            Tokens(input_tokens=1000), "deepseek-chat", provider_api_url=address,
+            genai_request_timestamp=datetime.now(UTC).replace(hour=hour, minute=30),
+        ).total_price
+        for hour in range(24)
+    }  # fmt: skip
+    assert price_of("deepseek-chat", base_url=address).input == float(max(by_hour) * 1000)
+
+
+def test_no_name_in_the_whole_table_gives_anything_but_a_price_or_unknown_price():
+    from genai_prices.data_snapshot import get_snapshot
+
+    names = {model.id for provider in get_snapshot().providers for model in provider.models}
+    refused = []
+    for name in sorted(names)[::3] + [n for n in sorted(names) if ":" in n]:
+        try:
+            price = price_of(name)
+        except UnknownPrice as error:
+            refused.append(str(error))
+        else:
+            assert price.input >= 0 and price.output >= 0 and 0 < price.batch_factor <= 1
+    assert all("BAIZE_TEACHER_PRICE" in text for text in refused)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen/Qwen3-4B-Instruct-2507",
+        "mistralai/mistral-nemo:free",
+        "mistral-nemo:free",
+        "no-such-model",
+        "a/b/c:d@e",
+        "",
+        "  ",
+    ],
+)
+@pytest.mark.parametrize("address", [None, "https://api.deepinfra.com/v1/openai",
+                                     "https://openrouter.ai/api/v1", "http://127.0.0.1:8000/v1",
+                                     "https://router.huggingface.co/v1"])  # fmt: skip
+def test_a_name_gives_a_price_or_says_how_to_give_one(name, address):
+    try:
+        price = price_of(name, base_url=address)
+    except UnknownPrice as error:
+        assert "BAIZE_TEACHER_PRICE" in str(error)
+    else:
+        assert price.output >= price.input * 0 and price.source.startswith("genai-prices")
+
+
+def test_the_table_knows_more_models_when_told_the_address():
+    name = "Qwen/Qwen3-4B-Instruct-2507"
+    with pytest.raises(UnknownPrice):
+        price_of(name)
+    price = price_of(name, base_url="https://router.huggingface.co/nscale/v1")
+    assert 0 < price.input <= price.output
+    there = "https://router.huggingface.co/nscale/v1"
+    assert Teacher(name, base_url=there, api_key="sk-test").price == price
+
+
+def test_a_models_name_at_another_server_is_not_given_openais_price_for_less():
+    assert price_of("gpt-4o-mini", base_url="https://api.openai.com/v1") == price_of("gpt-4o-mini")
+    at_gateway = price_of("gpt-4o-mini", base_url="https://gateway.example/v1")
+    assert at_gateway.input == price_of("gpt-4o-mini").input
+
+
+# ---- the meter
+
+
+def spending(meter, usd, **options):
+    """Spend and tell the meter of the dialogue it was spent on."""
+    held = meter.budget.reserve(usd, 10)
+    meter.budget.settle(held, usd, 10)
+    meter.add(line(usd, **options))
 
 
 def line(usd, status="ok", tokens=100):
@@ -198,9 +281,9 @@ def line(usd, status="ok", tokens=100):
 
 def test_the_meter_in_a_file_shows_only_its_last_state():
     out = io.StringIO()
-    with CostMeter(target=4, out=out) as meter:
+    with CostMeter(Budget(), target=4, out=out) as meter:
         for usd in (0.001, 0.003):
-            meter.add(line(usd))
+            spending(meter, usd)
         meter.errors["429"] += 2
     assert out.getvalue().count("\n") == 1
     for part in ("spent $0.004000", "dialogues 2 of 4", "per 1,000 dialogues $2.00", "429 2"):
@@ -210,7 +293,7 @@ def test_the_meter_in_a_file_shows_only_its_last_state():
 def test_the_meter_rewrites_one_line_in_a_terminal():
     out = io.StringIO()
     out.isatty = lambda: True
-    with CostMeter(out=out, interval=0) as meter:
+    with CostMeter(Budget(), out=out, interval=0) as meter:
         for _ in range(3):
             meter.add(line(0.001))
     assert out.getvalue().count("\r") == 4 and out.getvalue().count("\n") == 1
@@ -219,7 +302,7 @@ def test_the_meter_rewrites_one_line_in_a_terminal():
 def test_the_meter_draws_at_most_four_times_a_second():
     out = io.StringIO()
     out.isatty = lambda: True
-    with CostMeter(out=out) as meter:
+    with CostMeter(Budget(), out=out) as meter:
         meter._drawn = math.inf  # as if just drawn
         for _ in range(1000):
             meter.add(line(0.001))
@@ -227,33 +310,34 @@ def test_the_meter_draws_at_most_four_times_a_second():
 
 
 def test_the_projection_counts_failed_lines_and_gives_its_error():
-    meter = CostMeter(target=100, out=io.StringIO())
+    meter = CostMeter(Budget(), target=100, out=io.StringIO())
     costs = [0.010, 0.012, 0.008, 0.010]
     for usd in costs:
-        meter.add(line(usd))
-    meter.add(line(0.004, status="failed"))
+        spending(meter, usd)
+    spending(meter, 0.004, status="failed")
     usd, error = meter.projection()
     rest = 96 * 5 / 4
     mean, deviation = statistics.mean([*costs, 0.004]), statistics.stdev([*costs, 0.004])
     assert usd == pytest.approx(sum(costs) + 0.004 + rest * mean)
     assert error == pytest.approx(deviation * math.sqrt(rest**2 / 5 + rest))
-    assert meter.projection(4) == (pytest.approx(0.044), 0)
+    meter.target = 4
+    assert meter.projection() == (pytest.approx(0.044), 0)
 
 
 def test_the_projection_covers_the_truth_about_as_often_as_it_should():
     rng, inside = random.Random(0), 0
     for _ in range(200):
         costs = [rng.gammavariate(4, 0.001) for _ in range(200)]
-        meter = CostMeter(target=200, out=io.StringIO())
+        meter = CostMeter(Budget(), target=200, out=io.StringIO())
         for usd in costs[:40]:
-            meter.add(line(usd))
+            spending(meter, usd)
         usd, error = meter.projection()
         inside += abs(usd - sum(costs)) < 2 * error
     assert 180 <= inside <= 200  # two standard errors: 95%
 
 
 def test_lines_of_an_earlier_session_count_but_not_in_the_rates():
-    meter = CostMeter(out=io.StringIO())
+    meter = CostMeter(Budget(), out=io.StringIO())
     meter.add(line(0.5), fresh=False)
     shown = dict(meter.rows())
     assert shown["dialogues"] == "1" and shown["tokens/s"] == "0"
@@ -272,21 +356,15 @@ def test_the_meter_reads_its_budget_and_shows_the_shadow_price():
     budget.release(held)
 
 
-def test_the_table_is_a_data_frame_of_the_same_rows():
-    meter = CostMeter(out=io.StringIO())
-    meter.add(line(0.001))
-    table = meter.table()
-    assert list(table.index) == [name for name, _ in meter.rows()]
-
-
 def test_a_notebook_shows_one_table_that_is_updated_in_place():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     source = (
-        "from baize_lib.pricing import CostMeter\n"
-        "with CostMeter(target=3, interval=0) as meter:\n"
+        "from baize_lib.teacher import Budget, CostMeter\n"
+        "line = {'cost_usd': 0.001, 'status': 'ok', 'usage': {'input': 5, 'output': 5}}\n"
+        "with CostMeter(Budget(), target=3, interval=0) as meter:\n"
         "    for _ in range(3):\n"
-        "        meter.add({'cost_usd': 0.001, 'usage': {'input': 5, 'output': 5}})"
+        "        meter.add(line)"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()

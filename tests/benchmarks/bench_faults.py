@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_faults.py
 
 Every call goes over real HTTP to the stub server. "answered" is what the server billed, "recorded"
-what the ledger holds for certain, "doubtful" what failed calls may have cost and the cap counts.
+what the table holds for certain, "doubtful" what failed calls may have cost and the cap counts.
 """
 
 import sys
@@ -13,25 +13,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stub_server import StubServer
-from test_selfchat import FAULTS, PRICE, rows_of, run, teacher_of
-
-from baize_lib.teacher.budget import Budget
-from baize_lib.teacher.prices import Usage
+from test_selfchat import FAULTS, answered_usd, rows_of, run, table_of, teacher_of
 
 
 def try_fault(fault: str) -> tuple[int, int, float, float, float]:
     """(dialogues finished, lost, USD answered, recorded, doubtful) for six seeds."""
     with StubServer() as stub, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ledger.jsonl"
+        path = Path(folder) / "self_chat.jsonl"
         stub.script("ok", "ok", fault, "ok", fault, fault)
-        run(stub, path, teacher=teacher_of(stub, budget=Budget(usd=1), timeout=0.2))
+        run(stub, path, teacher=teacher_of(stub, budget=1, timeout=0.2))
         run(stub, path, retry_failed=True)
         rows = rows_of(path)
         finished = {row["id"] for row in rows if row["status"] == "ok"}
-        counted = Budget().replay(rows)
-        answered = PRICE.cost(Usage(stub.input, 0, stub.output))
-        certain = counted.spent_usd - counted.uncertain_usd
-        return len(finished), 6 - len(finished), answered, certain, counted.uncertain_usd
+        with (table := table_of(path)).held():
+            budget = table.budget
+        certain = budget.spent_usd - budget.uncertain_usd
+        lost = 6 - len(finished)
+        return len(finished), lost, answered_usd(stub), certain, budget.uncertain_usd
 
 
 def main() -> None:
