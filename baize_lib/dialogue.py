@@ -324,12 +324,13 @@ def _tags(text: str) -> dict[int, Tag]:
 
     A tag inside a closed block of code is none; a fence left open hides nothing.
     """
-    found, start, blocks = {}, 0, fenced(text)
-    blocks = [b for b in blocks if b.closed and (b.info or blocks[-1].closed)]
-    for i, line in enumerate(text.split("\n")):
-        if not any(block.start < start < block.end for block in blocks) and (tag := tagged(line)):
-            found[i] = tag
-        start += len(line) + 1
+    blocks, hidden = fenced(text), set()
+    for block in blocks:
+        if block.closed and (block.info or blocks[-1].closed):
+            first = text.count("\n", 0, block.start) + 1
+            hidden.update(range(first, first + text.count("\n", block.start, block.end - 1)))
+    lines = enumerate(text.split("\n"))
+    found = {i: tag for i, line in lines if i not in hidden and (tag := tagged(line))}
     for kind in range(4):
         labels = {tag.label: tag.role for tag in found.values() if tag.kind <= kind}
         if {"user", "assistant"} <= set(labels.values()):
@@ -361,29 +362,29 @@ def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
         words = "\n".join([tag.rest, *lines[start + 1 : end]] if tag else lines[start:end])
         if tag and tag.is_quoted:
             words = re.sub(r"^[ \t]*> ?", "", words, flags=re.MULTILINE)
-        while not is_exact and (shorter := _TRAIL.sub("", words.strip())) != words:
-            words = shorter
-        if not is_exact and end == len(lines) and (remark := _REMARK.search(words)):
-            words = words[: remark.start()]
-            defects.append("closing remark")
+        if not is_exact:
+            if end == len(lines) and (remark := _REMARK.search(words)):
+                words = words[: remark.start()]
+                defects.append("closing remark")
+            while (shorter := _TRAIL.sub("", words.strip())) != words:
+                words = shorter
         yield tag.role if tag else "", words.strip()
 
 
 def _json_turns(text: str) -> list[tuple[str, str]]:
-    """(role, words) of every object of `text` with a role and a content, however they nest."""
+    """(role, words) from every {"role": …, "content": …} or {"human": …, "ai": …} of `text`."""
     turns, position = [], 0
     while (position := text.find("{", position)) >= 0:
         try:
             found, end = json.JSONDecoder().raw_decode(text, position)
         except (ValueError, RecursionError):
             found, end = {}, position
-        who, said = (
-            next((found[key] for key in keys if isinstance(found.get(key), str)), "")
-            for keys in (("role", "from", "speaker"), ("content", "value", "text"))
-        )
-        tag = tagged(f"{who}:")
-        turns += [(tag.role, said)] if tag else []
-        position = end if tag else position + 1
+        who = next((found[key] for key in ("role", "from", "speaker") if key in found), None)
+        said = next((found[key] for key in ("content", "value", "text") if key in found), None)
+        pairs = [(who, said)] if who else list(found.items())
+        read = [(tagged(f"{name}:"), words) for name, words in pairs if isinstance(words, str)]
+        turns += [(tag.role, words) for tag, words in read if tag]
+        position = end if any(tag for tag, _ in read) else position + 1
     return turns
 
 
