@@ -3,29 +3,34 @@
 #   make bonus    the longer experiments of notebooks/bonus/, on the course's run
 #   make test     set up, lint, doctests, tests, and every notebook at tier ci
 #   make lab      JupyterLab on the course
-#   make render   run again at tier laptop and write outputs into notebooks/, figures into figures/
+#   make demo     a page to chat with what you trained
+#   make render   run again and write outputs into notebooks/, figures into figures/
+#   make badge OWNER=name/repository   write the address of your copy wherever the course names it
 #   make clean    remove what a command can make again; runs you made stay
+# TIER is ci, laptop, t4 or a100; BAIZE_TIER in the environment counts too.
 # Linux without a GPU: add TORCH_INDEX=https://download.pytorch.org/whl/cpu to fetch the small torch.
-TIER ?= laptop
+TIER ?= $(or $(BAIZE_TIER),laptop)
+export BAIZE_TIER := $(TIER)
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
   && command -v $$p && break; done)
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --only-binary=:all: -c constraints.txt
 # notebooks in CI must not reach out; a paid teacher is never called by a test
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course bonus test lab render clean demo
+.PHONY: help course bonus test lab render clean demo badge
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,11s/^# *//p' Makefile
 
 course: $(READY)
-	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course.runner run
+	@$(BIN)/baize run
 
 bonus: $(READY)
-	@BAIZE_TIER=$(TIER) $(BIN)/python -m baize_lib.course.runner bonus
+	@$(BIN)/baize run --bonus
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -33,22 +38,26 @@ test: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q
 	rm -rf runs/ci-notebooks
 	$(OFFLINE) BAIZE_TIER=ci BAIZE_RUN=ci-notebooks $(BIN)/python -m pytest -q -p no:doctest \
-	  --nbmake --nbmake-timeout=900 --override-ini=addopts= notebooks
+	  --nbmake --override-ini=addopts= --nbmake-timeout=900 notebooks
 
 lab: $(READY)
-	BAIZE_TIER=$(TIER) $(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 render: $(READY)
-	@BAIZE_TIER=laptop $(BIN)/python -m baize_lib.course.runner render
+	@$(BIN)/baize render
 
 demo: $(READY)
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
-	$(BIN)/python -m baize_lib.chat.demo
+	@$(PIP) -e '.[demo]'
+	@$(BIN)/baize chat
+
+badge:
+	@test -n "$(OWNER)" || { echo "say whose copy: make badge OWNER=name/repository"; exit 1; }
+	@$(PYTHON) .ci/badge.py "$(OWNER)"
 
 clean:
 	rm -rf $(VENV) runs/course runs/ci-notebooks .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Kept: your other runs in runs/, and the embedded model in the user cache."
+	@echo "Kept: your other runs in runs/, and the models in the user cache."
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No usable Python found: the course needs Python 3.11 or newer \
@@ -56,7 +65,6 @@ $(READY): pyproject.toml constraints.txt
 	one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,test,gpu]'
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) -e '.[lab,test,gpu]'
 	@touch $@

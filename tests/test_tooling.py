@@ -1,13 +1,19 @@
 """What a newcomer types first: the pins agree, the badges lead home, the notebooks are clean."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,11 +73,98 @@ def test_pre_commit_runs_what_make_test_lints():
     assert {c[0] for c in commands} == {c[0] for c in linted}
 
 
-def test_continuous_integration_calls_make_test():
+def test_continuous_integration_calls_make_test_on_two_systems_and_two_pythons():
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
-    steps = workflow["jobs"]["test"]["steps"]
-    assert any(step.get("run", "").startswith("make test") for step in steps)
+    job = workflow["jobs"]["test"]
+    assert any(step.get("run", "").startswith("make test") for step in job["steps"])
     assert "\nmake test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+    assert {system.split("-")[0] for system in job["strategy"]["matrix"]["os"]} == {
+        "ubuntu",
+        "macos",
+    }
+
+
+def test_the_workflows_actions_run_on_a_node_that_is_still_there():
+    first_on_node_24 = {"actions/checkout": 5, "actions/setup-python": 6, "actions/cache": 5}
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
+            for step in job["steps"]:
+                if "uses" in step:
+                    name, version = step["uses"].split("@v")
+                    assert int(version) >= first_on_node_24[name], step["uses"]
+
+
+def test_uv_sync_reads_the_same_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = dict(line.split("==") for line in project["tool"]["uv"]["constraint-dependencies"])
+    assert listed == pins()
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
+def test_the_pinned_set_allows_every_python_that_the_course_allows(python):
+    pinned = pins()
+    for found in distributions():
+        name = canonicalize_name(found.name)
+        needs = found.metadata.get("Requires-Python")
+        if needs and found.version == pinned.get(name):
+            assert SpecifierSet(needs).contains(python), f"{name} {found.version} wants {needs}"
+
+
+def make(*arguments, **environment):
+    """What make would do, without doing it."""
+    done = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={"PATH": os.environ["PATH"]} | environment,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", ["course", "bonus", "demo", "lab", "render"])
+def test_the_tier_in_the_environment_counts_in_every_command(command, tmp_path):
+    shown = tmp_path / "show.mk"
+    shown.write_text("$(info tier=$(BAIZE_TIER))\n")
+    both = ("-f", "Makefile", "-f", str(shown), command)
+    assert "tier=ci\n" in make(*both, BAIZE_TIER="ci")
+    assert "tier=a100\n" in make(*both, "TIER=a100", BAIZE_TIER="ci")
+    assert "tier=laptop\n" in make(*both)
+
+
+def test_jupyter_is_let_run_as_root_only_for_root(tmp_path):
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    assert "--allow-root" not in make("lab", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "id").write_text("#!/bin/sh\necho 0\n")
+    assert "--allow-root" in make("lab", PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_notebooks_typed_into_pytest_by_hand_have_an_hour_a_cell():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    options = tomllib.loads(text)["tool"]["pytest"]["ini_options"]["addopts"]
+    assert "--nbmake-timeout=3600" in options
+
+
+def test_on_colab_what_is_loaded_keeps_its_version():
+    space = {}
+    exec((ROOT / "binder/colab.py").read_text(encoding="utf-8"), space)
+    kept = space["not_loaded"]("psutil==7.2.2\npeft==0.21.2\nPyYAML==6", ["psutil", "json"])
+    assert kept == "peft==0.21.2\nPyYAML==6"
+
+
+def test_a_copy_of_the_course_is_named_by_one_command(tmp_path):
+    for folder in ("notebooks", ".ci"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
+    before = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
+    command = [sys.executable, ".ci/badge.py", "someone/their-course"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    for path in [
+        tmp_path / "pyproject.toml",
+        tmp_path / "README.md",
+        *tmp_path.glob("notebooks/**/*.ipynb"),
+    ]:
+        assert before not in path.read_text(encoding="utf-8"), path.name
 
 
 def cells(path, kind):
@@ -86,6 +179,19 @@ class TestNotebook:
         where = path.relative_to(ROOT).as_posix()
         badge = f"https://colab.research.google.com/github/{address}/blob/main/{where}"
         assert badge in "".join(cells(path, "markdown")[0]["source"])
+
+    def test_its_colab_cell_is_the_one_of_notebook_00(self, path):
+        own, first = (
+            next("".join(c["source"]) for c in cells(p, "code") if "google.colab" in str(c))
+            for p in (path, NOTEBOOKS[0])
+        )
+        assert own == first
+        assert PROJECT["urls"]["Repository"] in own
+
+    def test_its_formulas_can_be_read_without_a_network(self, path):
+        prose = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", prose, flags=re.DOTALL)
+        assert not re.findall(r"(?<!\\)\$", prose)
 
     def test_its_outputs_are_from_one_clean_run(self, path):
         code = cells(path, "code")

@@ -51,8 +51,9 @@ def template(name: str) -> Any:
 _SPEAKER = {"user": "Human", "assistant": "AI", "system": "System"}
 
 
-def bubbles(messages: Sequence[Message], title: str = "") -> Shown:
-    """A dialogue as coloured blocks, one a message."""
+def bubbles(messages: Sequence[Message | Mapping[str, str]], title: str = "") -> Shown:
+    """A dialogue as coloured blocks, one a message (`Message`s, or role and content in dicts)."""
+    messages = [m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages]
     said = [(_SPEAKER[m.role], m.content, _hue(m.role)) for m in messages]
     lines = [f"{speaker:<5}  {text}" for speaker, text, _ in said]
     markup = template("show.jinja").module.dialogue(title, said)
