@@ -2,17 +2,21 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from baize_lib.config import BaizeError
-from baize_lib.course.exercises import EXERCISES, check_exercise, verdict
+from baize_lib.course import exercises
+from baize_lib.course.exercises import cases, check_exercise, verdict
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob("[0-9]*.ipynb"))
 
 
-def exercises(path):
+def exercises_of(path):
     """(name, stub cell, solution code) for each exercise of a notebook, in order."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     stubs = [
@@ -30,7 +34,7 @@ def exercises(path):
     return [(n[1], n[2], stub, code) for n, stub, code in zip(names, stubs, solutions, strict=True)]
 
 
-EVERY = [(path.stem, *found) for path in NOTEBOOKS for found in exercises(path)]
+EVERY = [(path.stem, *found) for path in NOTEBOOKS for found in exercises_of(path)]
 
 
 @pytest.mark.parametrize(("notebook", "name", "function", "stub", "code"), EVERY)
@@ -46,17 +50,52 @@ def test_an_untouched_stub_says_so(notebook, name, function, stub, code, capsys)
     assert capsys.readouterr().out == f"{name}: not attempted yet\n"
 
 
-def test_every_exercise_belongs_to_a_notebook_and_each_has_two_or_three():
-    assert sorted(name for _, name, *_ in EVERY) == sorted(EXERCISES)
-    for path in NOTEBOOKS:
-        assert 2 <= len(exercises(path)) <= 3, path.name
+def test_every_exercise_belongs_to_a_notebook_and_is_numbered_like_it():
+    assert sorted(name for _, name, *_ in EVERY) == sorted(cases())
+    assert all(name[:2] == notebook[:2] for notebook, name, *_ in EVERY)
 
 
-def test_a_wrong_answer_is_told_with_the_case_it_fails():
-    assert verdict("01-2", lambda a, b: 1.0) == (
-        "not yet: ('how do I boil an egg', 'how do I peel an egg') gave 1.0, expected "
-        "0.7142857142857143"
-    )
+GIVEN = yaml.safe_load((Path(__file__).parent / "exercise_answers.yaml").read_text("utf-8"))
+ANSWERS = [(n, kind, a) for n, kinds in GIVEN.items() for kind in kinds for a in kinds[kind]]
+
+
+@pytest.mark.parametrize(("name", "kind", "answer"), ANSWERS)
+def test_right_answers_pass_and_wrong_ones_do_not(name, kind, answer):
+    said = verdict(name, eval(answer))
+    assert said.startswith("passed" if kind == "right" else "not yet"), said
+
+
+def test_every_exercise_has_two_right_and_three_wrong_answers_to_try():
+    assert sorted(GIVEN) == sorted(cases())
+    for name, kinds in GIVEN.items():
+        assert len(kinds["right"]) >= 2 and len(kinds["wrong"]) >= 3, name
+
+
+def test_what_was_expected_is_told_at_the_second_try_only(capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "_tries", Counter())
+    check_exercise("01-2", lambda a, b: 1.0)
+    check_exercise("01-2", lambda a, b: 1.0)
+    first, second = capsys.readouterr().out.splitlines()
+    wrong = "01-2: not yet: ('how do I boil an egg', 'how do I peel an egg') gave 1.0, "
+    assert first == f"{wrong}which is not it"
+    assert second == f"{wrong}expected 0.7142857142857143"
+
+
+def test_a_value_found_in_ones_own_run_is_checked_against_it(capsys):
+    check_exercise("03-9", ..., expected=12)
+    check_exercise("03-9", 13, expected=12)
+    check_exercise("03-9", 12.0, expected=12)
+    assert capsys.readouterr().out.splitlines() == [
+        "03-9: not attempted yet", "03-9: not yet: this is 13, which is not it",
+        "03-9: passed (1 case)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "right"), [(np.float64(0.714), 5 / 7), (np.bool_(True), True), (np.int64(3), 3)]
+)
+def test_numbers_of_numpy_are_numbers(given, right):
+    assert exercises.same(given, right)
 
 
 def test_an_answer_that_raises_is_told_and_does_not_stop_the_notebook():
