@@ -271,7 +271,8 @@ def tagged(line: str) -> Tag | None:
     before, after, rest = found["before"], found["after"], line[found.end() :]
     opens, closes = set("[【〔「『<({") & set(before), set("]】〕」』>)}") & set(after)
     alone = ("#" in before or found["bold"]) and not rest.strip()  # "### Human" on its own line
-    if bool(opens) != bool(closes) or not (opens or ":" in after or alone):
+    is_code = before.startswith(("    ", "\t")) and not opens  # "    user: root"
+    if is_code or bool(opens) != bool(closes) or not (opens or ":" in after or alone):
         return None
     bold = (found["bold"] or "").strip()
     if bold and bold not in after and rest.rstrip().endswith(bold):  # "**Human: Hi**"
@@ -324,11 +325,12 @@ def _tags(text: str) -> dict[int, Tag]:
 
     A tag inside a closed block of code is none; a fence left open hides nothing.
     """
-    blocks, hidden = fenced(text), set()
-    for block in blocks:
-        if block.closed and (block.info or blocks[-1].closed):
+    hidden, is_shifted = set(), False  # a bare fence left open: ends were taken for openers
+    for block in reversed(fenced(text)):
+        if block.closed and not is_shifted:
             first = text.count("\n", 0, block.start) + 1
             hidden.update(range(first, first + text.count("\n", block.start, block.end - 1)))
+        is_shifted = not block.info and (is_shifted or not block.closed)
     lines = enumerate(text.split("\n"))
     found = {i: tag for i, line in lines if i not in hidden and (tag := tagged(line))}
     for kind in range(4):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib.config import BaizeError
+from baize_lib.config import BaizeError, data_dir
 from baize_lib.dialogue import (
     AI_TAG,
     HUMAN_TAG,
@@ -261,6 +261,14 @@ def test_taking_thoughts_away_never_raises_and_leaves_none(text):
 
 # ---- transcripts in other layouts
 
+
+def recorded():
+    lines = (data_dir() / "self_chat_sample.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        messages = json.loads(line)["messages"]
+        yield tuple(Message(m["role"], m["content"].strip()) for m in messages)
+
+
 ASKED_FOR = [("[Human] ", "[AI] "), ("[|Human|] ", "[|AI|] "), ("[Human]\n", "[AI]\n"),
              ("[Human]: ", "[AI]: "), ("[human] ", "[ai] "), ("［Human］ ", "［AI］ "),
              ("【人类】", "【助手】"), ("[用户] ", "[助手] "),
@@ -296,6 +304,13 @@ def test_a_transcript_in_any_layout_is_read_exactly(dialogue, layout):
     found = parse_transcript(between.join(lines).replace("\n", newline))
     assert found.messages == dialogue.messages
     assert found.defects == (("other tags",) if tags in OTHERS else ())
+
+
+@pytest.mark.parametrize("tags", ASKED_FOR + OTHERS)
+def test_recorded_dialogues_cut_code_and_all_are_read_exactly(tags):
+    for messages in recorded():
+        lines = [tags[m.role == "assistant"] + m.content for m in messages]
+        assert parse_transcript("\n".join(lines)).messages == messages
 
 
 voices = st.lists(st.tuples(st.sampled_from(["mine", "yours"]), plain), min_size=1, max_size=9)
@@ -386,6 +401,10 @@ def test_what_teachers_write_around_a_transcript_is_named_and_left_out(text, def
         ("[Human] A?\n[Human] B?\n[AI] C.\n[AI] D.", said("A?\nB?", "C.\nD.")),
         ("[Human] A?\n[AI] So:\n```\n[Human]\n```\n[Human] B?\n[AI] C.",
          said("A?", "So:\n```\n[Human]\n```", "B?", "C.")),
+        ("Human: A?\nAI: So:\n```js\na = {\n    user: 1\nHuman: B?\nAI: C.",
+         said("A?", "So:\n```js\na = {\n    user: 1", "B?", "C.")),
+        ("[Human] A?\n[AI] So:\n```pl\nx\n[Human] B?\n[AI] Prints:\n```\ny\n```",
+         said("A?", "So:\n```pl\nx", "B?", "Prints:\n```\ny\n```")),
         ("[Human] A?\n[AI] x\n```\n[Human] B?\n[AI] C.", said("A?", "x\n```", "B?", "C.")),
         ("[Human] A?\n[AI] **Bold** words.\n[Human] *B?*\n[AI] - c\n- d",
          said("A?", "**Bold** words.", "*B?*", "- c\n- d")),

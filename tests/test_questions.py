@@ -1,11 +1,13 @@
 """What the call that plays the human wrote, cut to the question it asks, in English and Chinese."""
 
+import json
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baize_lib.config import data_dir
 from baize_lib.selfchat.questions import clean_question, says_end
 
 QUESTIONS = [
@@ -57,6 +59,8 @@ QUESTIONS = [
     ("Here are some questions:\n\n1. What is a seed?\n2. How?", "What is a seed?"),
     ("What is a seed?\n\n(This follows from the answer.)", "What is a seed?"),
     ("What is a seed? It is a small plant in a box.", "What is a seed?"),
+    ("How do I print it?\n```py\nx ? y\n```", "How do I print it?"),
+    ("How can I help my teenager with homework?", "How can I help my teenager with homework?"),
     # sentences that belong to the question, or do not
     ("My dog ate a raisin. What should I do?", "My dog ate a raisin. What should I do?"),
     ("nginx returns 502. Why?", "nginx returns 502. Why?"),
@@ -162,6 +166,16 @@ def test_what_asks_nothing_is_no_question_and_no_end(answer):
 def test_the_end_is_understood(said):
     assert says_end(said)
     assert clean_question(said) == ""
+
+
+def test_recorded_questions_stay_as_they_are_and_few_replies_pass_for_one():
+    lines = (data_dir() / "self_chat_sample.jsonl").read_text(encoding="utf-8").splitlines()
+    messages = [message for line in lines for message in json.loads(line)["messages"][1:]]
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    replies = [m["content"] for m in messages if m["role"] == "assistant"]
+    assert [clean_question(question) for question in asked] == asked
+    assert sum(bool(clean_question(reply)) for reply in replies) < 0.02 * len(replies)
+    assert not any(map(says_end, asked + replies))
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,7 +14,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from baize_lib.dialogue import tagged, without_thoughts
+from baize_lib.dialogue import fenced, tagged, without_thoughts
 
 __all__ = ["clean_question", "says_end"]
 
@@ -46,9 +46,11 @@ def says_end(text: str) -> bool:
 
 
 def _own_lines(text: str) -> list[str]:
-    """The lines before an assistant's turn, without the human's own tags."""
-    own = []
-    for line in filter(str.strip, without_thoughts(text).splitlines()):
+    """The lines before an assistant's turn, without code and the human's own tags."""
+    own, text = [], without_thoughts(text)
+    for block in reversed(fenced(text)):
+        text = text[: block.start] + "\n" + text[block.end :]
+    for line in filter(str.strip, text.splitlines()):
         tag = tagged(line.strip())
         if tag and tag.role == "assistant":
             break
