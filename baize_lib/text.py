@@ -1,6 +1,7 @@
-"""What two texts have in common: words, sameness, language, near-duplicates, refusals.
+"""What two texts have in common: words, sameness, language, near-duplicates; and refusals.
 
-The whole course asks these questions here, so that a word is a word everywhere:
+The whole course asks these questions here, so that a word is a word everywhere. The word lists
+and the longer patterns stand in `words.toml`.
 
     words("Don't panic: 你好")                                   -> ("don't", "panic", "你", "好")
     same_question("How do I sort a list?", "how do you sort the lists")            -> True
@@ -11,12 +12,15 @@ The whole course asks these questions here, so that a word is a word everywhere:
 """
 
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from zlib import crc32
 
 from baize_lib.config import BaizeError
+from baize_lib.dialogue import fenced
 
 __all__ = [
     "words", "content_words", "same_question", "shares_a_word", "prose", "language_of",
@@ -27,7 +31,6 @@ _HAN = "\u3400-\u9fff\uf900-\ufaff"
 _CJK = f"\u3040-\u30ff{_HAN}"  # written without spaces: one character is one word
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['-][^\W_{_CJK}]+)*")
 _ASCII_WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # the same rule, faster
-_CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`", re.DOTALL)
 
 
 @lru_cache(maxsize=64)
@@ -50,31 +53,18 @@ def prose(text: str) -> str:
     >>> prose("Don’t use `eval`.")
     "Don't use  ."
     """
-    return (_CODE.sub(" ", text) if "`" in text or "~~~" in text else text).replace("’", "'")
+    if "```" in text or "~~~" in text:
+        for block in reversed(fenced(text)):
+            text = f"{text[: block.start]} {text[block.end :]}"
+    return re.sub(r"`[^`\n]+`", " ", text).replace("’", "'")
 
 
 # ---- Words that say what a text is about ---------------------------------------------------------
 
-# Words that say little by themselves: question words, pronouns, links, most verbs; and in Chinese.
-_EMPTY = frozenset(
-    words(
-        "a about after all also am an and any anything are as at be because been being between but "
-        "by can could did different do does doing don't example explain for from get had has have "
-        "help her him his how i i'm if important in into is isn't it it's its just let like make "
-        "many me more most much my need no not of on one or other our out own please re should so "
-        "some something such tell than that that's the their them then there these they thing "
-        "things think this those to too up us use used using very want was way we well were what "
-        "what's when where which while who who's whom why will with work would you you're your"
-    )
-)
-_EMPTY_ZH = re.compile(
-    "为什么|为何|为啥|什么|怎么样?|怎样|如何|咋|啥|谁|多少|多久|几|哪[里儿个些种]?"
-    "|因为|所以|但是|而且|如果|或者|以及|虽然|不过|然后|另外|除了|关于|通过|根据|例如|比如|其[他它中]"
-    "|需要|应该|必须|可能|能够|使用|进行|提供|帮助|建议|介绍|解释|说明|告诉|知道|觉得|认为|注意|具体"
-    "|还有|问题|回答|方法|办法|方式|情况|东西|事情|时候|这样|那样|一些|一下|一种|不同|重要|非常"
-    "|[的了着过吗呢吧啊呀是在有一这那我你您他她它们和与或就也都还会能可以要想请问给把被让从到对为用]"
-    "|[不没很更最太再又只才做好多少些样点里]"
-)
+_WRITTEN = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+_EMPTY = frozenset(words(_WRITTEN["empty"]))
+_EMPTY_ZH = re.compile(_WRITTEN["empty_zh"], re.VERBOSE)
+_ASKED_WITH = {name: re.compile(put, re.VERBOSE) for name, put in _WRITTEN["asked_with"].items()}
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -84,19 +74,6 @@ def content_words(text: str) -> frozenset[str]:
     ['data', 'file', 'save']
     """
     return frozenset(words(_EMPTY_ZH.sub(" ", text))) - _EMPTY
-
-
-# A question word is one word however it is put. The longer ones come first.
-_ASKED_WITH = {
-    "why": re.compile(r"为什么|为何|为啥|\bwhy\b"),
-    "when": re.compile(r"什么时候|何时|\bwhen\b"),
-    "many": re.compile(r"多少|多长时间|多久|几|\bhow (?:much|many|long|often)\b"),
-    "how": re.compile(r"怎么样?|怎样|如何|咋|\bhow\b"),
-    "where": re.compile(r"什么地方|哪里|哪儿|\bwhere\b"),
-    "which": re.compile(r"哪[个些种一]?|\bwhich\b"),
-    "what": re.compile(r"什么|啥|\bwhat(?:'s)?\b"),
-    "who": re.compile(r"谁|\bwho(?:m|'s)?\b"),
-}
 
 
 def same_question(one: str, other: str) -> bool:
@@ -151,12 +128,7 @@ def shares_a_word(question: str, said: str) -> bool:
 
 # ---- Language ------------------------------------------------------------------------------------
 
-# Those the model of py3langid tells apart well in one sentence; the rarer ones of its 140 would
-# only be mistaken for these.
-_LANGUAGES = tuple(
-    "en zh ar bg bn ca cs da de el es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro "  # noqa: SIM905
-    "ru sk sl sr sv sw ta th tl tr uk ur vi".split()
-)
+_LANGUAGES = tuple(_WRITTEN["languages"].split())
 _ENOUGH = 160  # characters: more hardly say anything new about the language, and cost time
 
 
@@ -189,32 +161,7 @@ def _identifier(languages: tuple[str, ...]):
 
 # ---- Refusals ------------------------------------------------------------------------------------
 
-_DECLINES = re.compile(
-    r"""\bi\ ?(?:                                                    # I can't help with that
-        (?: can't | cannot | can\ not | won't | will\ not | wouldn't | (?:don't|do\ not)\ want\ to
-          | (?:'m\ |am\ )(?:unable|not\ (?:able|going|allowed|willing)) )
-        (?: \ to | \ be\ able\ to | \ in\ good\ conscience )*
-        \ (?: help (?!\ (?:but|myself|it|(?:feel|laugh|smil|wonder|think|notic)ing)\b) | assist
-            | provide | answer | fulfil+ | comply | support | give | offer | engage
-            | condone | encourage | recommend | advise | discuss | create | write | generate | share
-            | do\ (?:that|this|it) | continue | participate | take\ part | be\ (?:part|involved)
-            | facilitate | promote | suggest | respond | complete | process | teach | show\ you
-            | tell\ (?:you\ )?how | tell\ you | explain | describe | plan | prepare | name | guide
-            | go\ into | make\ (?:that|this|one|any|such) )\b
-        (?! [^.!?\n]* \b(?:enough|highly)\b )                        # I can't praise it enough
-      | (?:can't|cannot|won't|will\ not) (?:[.!]|$)                  # So I won't.
-      | (?:must\ |have\ to\ |'d\ |would\ )? (?:decline\b | rather\ not\b)
-      | refuse\ to\ (?:help|assist|do|answer|give|take|write|plan|make)\b
-      | (?:'m\ |am\ ) not\ comfortable\b
-    )
-    | \bi(?:'m|\ am)\ (?:so\ |very\ )?sorry,?\ but\ i
-      \ ?(?:can't|cannot|won't|'m\ unable|am\ unable|must)\b
-    | (?:抱歉|对不起|很遗憾) [^。！？\n]{0,12} 我 [^。！？\n]{0,6} (?:不能|无法|不会|没办法|拒绝)
-    | 我 (?:不能|无法|不会|没办法|拒绝) (?:[为向给](?:您|你))?
-      (?:提供|协助|帮助|回答|帮[您你]|支持|满足|参与|鼓励|告诉[您你]|答应|教[您你])
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
+_DECLINES = re.compile(_WRITTEN["declines"], re.IGNORECASE | re.VERBOSE)
 
 
 def declines(text: str) -> str:
