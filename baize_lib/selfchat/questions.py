@@ -12,11 +12,10 @@ takes its leave. `clean_question` keeps the first question or request; where the
 
 import re
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 
 from baize_lib.dialogue import fenced, tagged, without_thoughts
-
-__all__ = ["clean_question", "says_end"]
 
 _PATTERNS = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 _BEFORE, _ASKS, _OFFERS, _END, _FILLER = (
@@ -47,15 +46,12 @@ def says_end(text: str) -> bool:
 
 def _own_lines(text: str) -> list[str]:
     """The lines before an assistant's turn, without code and the human's own tags."""
-    own, text = [], without_thoughts(text)
+    text = without_thoughts(text)
     for block in reversed(fenced(text)):
-        text = text[: block.start] + "\n" + text[block.end :]
-    for line in filter(str.strip, text.splitlines()):
-        tag = tagged(line.strip())
-        if tag and tag.role == "assistant":
-            break
-        own.append(tag.rest if tag else line)
-    return own
+        text = f"{text[: block.start]}\n{text[block.end :]}"
+    lines = [(tagged(line.strip()), line) for line in text.splitlines() if line.strip()]
+    own = takewhile(lambda found: not found[0] or found[0].role != "assistant", lines)
+    return [tag.rest if tag else line for tag, line in own]
 
 
 def _question_in(line: str) -> str:
