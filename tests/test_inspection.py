@@ -256,15 +256,15 @@ def test_statistics_count_by_role_in_one_pass():
     dialogues = iter(
         [talk("What is it?", "A red cat."), talk("What is a cat", "An animal", "你", "好")]
     )
-    found = statistics(dialogues, encode=str.split)
+    found = statistics(dialogues)
     assert found.num_dialogues == 2
     assert found.mean_turns == 1.5
     assert found.turns == {1: 1, 2: 1}
     user, assistant = found.rows()
     assert (user["messages"], user["words"], user["median"]) == (3, 8, 3)
-    assert (assistant["role"], assistant["words"], assistant["tokens"]) == ("assistant", 6, 6)
+    assert (assistant["role"], assistant["words"], assistant["p95"]) == ("assistant", 6, 3)
     assert found.vocabulary["cat"] == 2
-    assert found.opening_rows("user", 1) == [{"opening": "what is", "messages": 2, "share": 2 / 3}]
+    assert found.openings["user"].most_common(1) == [("what is", 2)]
 
 
 def test_statistics_of_nothing_are_zeros():

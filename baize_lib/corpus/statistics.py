@@ -7,8 +7,9 @@
 """
 
 import json
+import statistics as numbers
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,84 +27,50 @@ class Statistics:
 
     Attributes:
         turns: number of turns -> dialogues with that many.
-        lengths: role -> (words in a message -> messages of that length).
-        tokens: role -> tokens; empty without an encoder.
+        lengths: role -> words of each message.
         vocabulary: word -> times used.
         openings: role -> (first two words -> messages that begin so).
     """
 
     num_dialogues: int = 0
     turns: Counter = field(default_factory=Counter)
-    lengths: dict[str, Counter] = field(default_factory=dict)
-    tokens: Counter = field(default_factory=Counter)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
     vocabulary: Counter = field(default_factory=Counter)
     openings: dict[str, Counter] = field(default_factory=dict)
 
     @property
     def mean_turns(self) -> float:
-        return _mean(self.turns)
+        return sum(n * times for n, times in self.turns.items()) / max(self.num_dialogues, 1)
 
     def mean_words(self, role: str) -> float:
         """Words in a message of `role`, on average."""
-        return _mean(self.lengths.get(role, Counter()))
+        return numbers.fmean(self.lengths.get(role) or [0])
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a role: messages, words (sum, mean, median, 95th percentile), tokens if any."""
+        """One row a role: messages, words: sum, mean, median, and what 95 of 100 stay within."""
         return [
             {
-                "role": role, "messages": lengths.total(),
-                "words": sum(n * times for n, times in lengths.items()),
-                "mean": round(_mean(lengths), 1), "median": _quantile(lengths, 0.5),
-                "p95": _quantile(lengths, 0.95),
-            } | ({"tokens": self.tokens[role]} if self.tokens else {})
+                "role": role, "messages": len(lengths), "words": sum(lengths),
+                "mean": round(self.mean_words(role), 1), "median": numbers.median_low(lengths),
+                "p95": sorted(lengths)[int(0.95 * (len(lengths) - 1) + 0.5)],
+            }
             for role, lengths in self.lengths.items()
         ]  # fmt: skip
 
-    def opening_rows(self, role: str, n: int = 10) -> list[dict[str, Any]]:
-        """The `n` most common first two words of `role`, with their share of its messages."""
-        counts = self.openings.get(role, Counter())
-        return [
-            {"opening": opening, "messages": times, "share": times / counts.total()}
-            for opening, times in counts.most_common(n)
-        ]
 
-
-def statistics(
-    dialogues: Iterable[Dialogue], *, encode: Callable[[str], Any] | None = None
-) -> Statistics:
-    """Count dialogues, turns, words, vocabulary and openings in one pass.
-
-    Args:
-        encode: a tokenizer's `encode`, text -> tokens, to count those too.
-    """
+def statistics(dialogues: Iterable[Dialogue]) -> Statistics:
+    """Count dialogues, turns, words, vocabulary and openings in one pass."""
     found = Statistics()
     for dialogue in dialogues_in(dialogues):
         found.num_dialogues += 1
         found.turns[dialogue.num_turns] += 1
         for message in dialogue.messages:
             said, role = words(message.content), message.role
-            found.lengths.setdefault(role, Counter())[len(said)] += 1
+            found.lengths.setdefault(role, []).append(len(said))
             found.vocabulary.update(said)
             glue = "" if said and said[0] >= "\u3040" else " "  # Chinese
             found.openings.setdefault(role, Counter())[glue.join(said[:2])] += 1
-            if encode is not None:
-                found.tokens[role] += len(encode(message.content))
     return found
-
-
-def _mean(counts: Counter) -> float:
-    total = counts.total()
-    return sum(value * times for value, times in counts.items()) / total if total else 0.0
-
-
-def _quantile(counts: Counter, q: float) -> int:
-    """The smallest length that at least a share `q` of the messages do not exceed."""
-    below = 0
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= q * counts.total():
-            return value
-    return 0
 
 
 def beside_published(found: Statistics, name: str = "ours") -> list[dict[str, Any]]:
