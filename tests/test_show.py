@@ -17,13 +17,18 @@ def drawn():
     yield plots.pipeline([("Seeds", "questions", "data/"), ("Self-chat", "two voices", "x.jsonl")])
     yield plots.bars({"a": 3, "b": 0}, title="t", unit="u", colour=hues)
     yield plots.bars({}, title="nothing yet", unit="u")
-    yield plots.stacked_bars(["1", "2"], {"a": [1, 2], "b": [3, 4]}, title="t", unit="u",
-                             colours=hues)  # fmt: skip
+    yield plots.stacked_bars(["1", "2"], {"good": [1, 2], "bad": [3, 4]}, title="t", unit="u")
     yield plots.histogram({"a": [1, 2, 3], "b": []}, title="t", unit="u", colours=hues)
+    yield plots.histogram({"a": [0.5, 2]}, title="t", unit="u")
+    yield plots.histogram({}, title="t", unit="u")
     yield plots.loss_curve([1, 2, 3], [3.0, 2.0, 1.5], {0: 3.1, 3: 1.4}, title="t")
-    yield plots.resumed_curve([3, 2, 1], [3, 2, 1], saved=1, killed_after=2, title="t")
+    yield plots.loss_curve([], [], {}, title="t")
+    yield plots.curves({"a": {1: 3.0, 2: 2.0}, "b": {2: 2.1}}, title="t", x="x", y="y", wide=["a"],
+                       marks={1.5: "killed"})  # fmt: skip
     yield plots.dots({"x": {"a": [1, 2], "b": [3]}}, title="t", unit="u", ranges={"x": (-9, 9)},
                      colours=hues)  # fmt: skip
+    yield plots.intervals({"unsafe": {"base": (0.1, 0, 0.3)}, "harmless": {"base": (0, 0, 0.2)}},
+                          title="t", unit="u")  # fmt: skip
     yield plots.scatter_labels({"a": (1, 2), "b": (3, 1)}, title="t", x="x", y="y", colours=hues)
 
     rows = [("Why? " * 60, {"a": ("good", "$1 and $2: 好 " + HOSTILE * 9), "b": ("", "")})]
@@ -48,13 +53,47 @@ def test_a_shown_figure_carries_its_alt_text_and_is_saved_where_asked(tmp_path, 
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_whole_numbers_get_whole_bins_of_one_width():
+    counts = [3] * 5 + [4] * 5 + [27] * 2 + list(range(3, 28))
+    axes = plots.histogram({"general": counts}, title="t", unit="words", bins=18).axes[0]
+    edges = {round(bar.get_x(), 3) for bar in axes.patches}
+    widths = {round(bar.get_width(), 3) for bar in axes.patches}
+    assert widths == {1.0}
+    assert all(edge % 1 == 0.5 for edge in edges)
+    assert sum(bar.get_height() for bar in axes.patches) == len(counts)
+
+
+def test_models_sets_and_verdicts_have_colours_of_their_own_everywhere():
+    named = ("user", "assistant", "base", "own layout", "tuned", "recorded", "teacher", "published")
+    named += ("general", "programming", "medical", "good", "partly", "bad")
+    assert len({plots.COLOURS[name].lower() for name in named}) == len(named)
+    bars = plots.bars({"base": 1, "tuned": 2}, title="t", unit="u").axes[0].patches
+    assert [bar.get_facecolor() for bar in bars] == [
+        plots.hex_to_rgba(plots.COLOURS[name]) for name in ("base", "tuned")
+    ]
+
+
+def test_no_line_runs_through_a_legend():
+    series = {"a": {x: 100 - x for x in range(50)}, "b": {x: x for x in range(50)}}
+    drawn = plots.curves(series, title="t", x="x", y="y")
+    drawn.savefig(io.BytesIO(), format="png")
+    inside = drawn.axes[0].get_window_extent()
+    names = [text for text in drawn.axes[0].texts if text.get_text() in series]
+    assert len(names) == 2
+    assert all(name.get_window_extent().y0 >= inside.y1 for name in names)
+
+
 def test_what_a_model_wrote_is_escaped():
     said = [Message("user", HOSTILE), Message("assistant", HOSTILE)]
-    for markup in (
-        bubbles(said, title=HOSTILE)._repr_html_(),
-        side_by_side({"base": HOSTILE}, title=HOSTILE)._repr_html_(),
-        table([{"reply": HOSTILE}]).to_html(),
+    hostile = {HOSTILE: [HOSTILE, {HOSTILE: 1}], "n": 1}
+    for shown in (
+        bubbles(said, title=HOSTILE),
+        side_by_side({HOSTILE: HOSTILE}, title=HOSTILE),
+        table([hostile], caption=HOSTILE, form={"n": HOSTILE + "{}"}),
+        verdicts([hostile], caption=HOSTILE),
     ):
+        markup = shown._repr_html_()
+        assert "&lt;script" in markup
         assert "<script" not in markup
         assert "<img" not in markup
 
@@ -74,16 +113,20 @@ def test_a_long_answer_is_cut_and_says_so():
     assert {"✓", "✗", "Because.", "Why?"} < set(texts)
 
 
-def test_verdicts_become_marks_and_the_rest_stays_text():
-    import pandas as pd
+def test_verdicts_become_marks_in_their_own_colours_and_the_rest_stays_text():
+    rows = [{"prompt": f"good {HOSTILE}", "base": "bad", "tuned": "good", "x": "", "n": None}]
+    shown = verdicts(rows)
+    markup = shown._repr_html_()
+    assert f'color:{plots.COLOURS["bad"]};font-weight:bold">✗<' in markup
+    assert ">✓<" in markup and ">bad<" not in markup
+    assert "✗" in repr(shown)
 
-    frame = pd.DataFrame([{"prompt": f"good {HOSTILE}", "base": "bad", "tuned": "good", "x": ""}])
-    markup = verdicts(frame).to_html()
-    assert ">✗<" in markup and ">✓<" in markup and ">bad<" not in markup
-    assert "good &lt;script" in markup and "<script" not in markup
 
-
-def test_a_table_renders_the_same_twice():
-    assert table([{"a": 1.234}], form={"a": "{:.1f}"}).to_html() == (
-        table([{"a": 1.234}], form={"a": "{:.1f}"}).to_html()
+def test_a_table_formats_numbers_and_shows_what_is_missing():
+    shown = table([{"a": 1.234, "b": "x"}, {"a": None, "b": "y"}], form={"a": "{:.1f}"})
+    markup = shown._repr_html_()
+    assert ">1.2</td>" in markup and ">–</td>" in markup
+    assert (
+        '<td style="text-align:right">1.2' in markup and '<td style="text-align:left">x' in markup
     )
+    assert table([])._repr_html_().count("<td") == 0

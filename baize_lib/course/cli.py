@@ -101,7 +101,7 @@ async def _collect(questions: list, tier: Tier, folder: Run) -> None:
 
     async with teacher_for(
         tier.teacher, price=tier.price, max_calls=tier.max_calls,
-        calls=Calls(folder.calls_file), budget=tier.budget_usd,
+        calls=Calls(folder.calls_file, tier.budget_usd),
     ) as teacher:  # fmt: skip
         with CostMeter(teacher.budget, target=len(questions)) as meter:
             print(await collect(questions, teacher, tier.selfchat, folder.self_chat, meter=meter))

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baize_lib.course.plots import COLOURS
+from baize_lib.course.plots import hue
 from baize_lib.dialogue import Message
+from baize_lib.evaluation.checks import MARKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ _SPEAKER = {"user": "Human", "assistant": "AI", "system": "System"}
 def bubbles(messages: Sequence[Message | Mapping[str, str]], title: str = "") -> Shown:
     """A dialogue as coloured blocks, one a message (`Message`s, or role and content in dicts)."""
     messages = [m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages]
-    said = [(_SPEAKER[m.role], m.content, _hue(m.role)) for m in messages]
+    said = [(_SPEAKER[m.role], m.content, hue(m.role)) for m in messages]
     lines = [f"{speaker:<5}  {text}" for speaker, text, _ in said]
     markup = template("show.jinja").module.dialogue(title, said)
     return Shown("\n".join([title, *lines] if title else lines), markup)
@@ -63,12 +64,8 @@ def bubbles(messages: Sequence[Message | Mapping[str, str]], title: str = "") ->
 def side_by_side(replies: Mapping[str, str], title: str = "") -> Shown:
     """Several models' replies to one prompt, in columns. Keys are model names."""
     text = "\n".join([title, *(f"[{name}] {reply}" for name, reply in replies.items())])
-    said = [(name, reply, _hue(name)) for name, reply in replies.items()]
+    said = [(name, reply, hue(name)) for name, reply in replies.items()]
     return Shown(text.strip(), template("show.jinja").module.columns(title, said))
-
-
-def _hue(name: str) -> str:
-    return COLOURS.get(name, COLOURS["other"])
 
 
 def table(
@@ -79,14 +76,11 @@ def table(
     return _table(rows, caption, lambda name, value: _formed((form or {}).get(name), value))
 
 
-_MARKS = {"good": "✓", "partly": "◐", "bad": "✗"}
-
-
 def verdicts(
     frame: "pd.DataFrame | Sequence[Mapping[str, Any]]", caption: str = "✓ good, ◐ partly, ✗ bad"
 ) -> Shown:
     """A table whose cells "good", "partly" and "bad" are shown as one coloured mark each."""
-    return _table(frame, caption, lambda _, value: _MARKS.get(value, _formed(None, value)))
+    return _table(frame, caption, lambda _, value: (_mark(value) or [_formed(None, value)])[0])
 
 
 def _table(rows: Any, caption: str, shown: Callable[[str, Any], str]) -> Shown:
@@ -99,12 +93,17 @@ def _table(rows: Any, caption: str, shown: Callable[[str, Any], str]) -> Shown:
     texts = [{c: shown(c, row[c]) for c in sides} for row in records]
     cells = []
     for row, text in zip(records, texts, strict=True):
-        marked = {c: f";color:{COLOURS[row[c]]};font-weight:bold" for c in sides
-                  if text[c] in _MARKS.values()}  # fmt: skip
+        marked = {c: f";color:{mark[1]};font-weight:bold" for c in sides
+                  if (mark := _mark(row[c])) and mark[0] == text[c]}  # fmt: skip
         cells.append([(text[c], f"text-align:{sides[c]}{marked.get(c, '')}") for c in sides])
     plain = pd.DataFrame(texts, columns=list(sides)).to_string(index=False)
     markup = template("show.jinja").module.table(caption, list(sides.items()), cells)
     return Shown(f"{caption}\n{plain}".strip(), markup)
+
+
+def _mark(value: Any) -> tuple[str, str] | None:
+    """The sign of a verdict and its colour."""
+    return MARKS.get(value) if isinstance(value, str) else None
 
 
 def _formed(form: str | None, value: Any) -> str:
