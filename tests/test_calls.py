@@ -22,7 +22,7 @@ from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import PICO, Budget, BudgetExceeded
 from baize_lib.teacher.calls import Call, Calls
 from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.errors import TeacherError
+from baize_lib.teacher.errors import ServerAnswer, TeacherError
 from baize_lib.teacher.prices import Price, Usage
 
 PRICE = Price("stub", 1.0, 2.0)
@@ -60,6 +60,10 @@ def ask(stub, calls, numbers=(0,), **options):
 
 def note(calls, key="k", usd=0.5, tokens=10, **options):
     return asyncio.run(calls.begin(Call(key, "tests"), usd, tokens, **options))
+
+
+def said(text, usd=0.0):
+    return ServerAnswer(text, "stop", Usage(1, 0, 1), usd=usd)
 
 
 def states(calls):
@@ -153,7 +157,7 @@ def test_many_writers_share_a_commit_and_each_waits_for_one(path):
 
     async def one(number):
         key = await calls.begin(Call(f"k{number}", "tests"), 0, 1)
-        await calls.answered(key, Usage(1, 0, 1), 0, "stop", "x" * 200)
+        await calls.answered(key, said("x" * 200))
         assert calls.find(f"k{number}").text == "x" * 200
 
     async def go():
@@ -205,7 +209,9 @@ async def _interleave(path, steps, cap):
             number = under_way.pop(pico % len(under_way))
             if what == "answer":
                 paid = pico % (calls._reserved[number].picodollars + 1)
-                await calls.answered(number, Usage(tokens, 0, 1), paid / PICO, "stop", "x")
+                await calls.answered(
+                    number, ServerAnswer("x", "stop", Usage(tokens, 0, 1), usd=paid / PICO)
+                )
             else:
                 getattr(calls, what if what in ("doubtful", "unbilled") else "unbilled")(number)
         _check_sum(calls, cap)
@@ -368,7 +374,7 @@ def open_again(path):
 def note_in(calls):
     with calls.held():
         number = note(calls)
-        asyncio.run(calls.answered(number, Usage(1, 0, 1), 0.1, "stop", "x"))
+        asyncio.run(calls.answered(number, said("x", 0.1)))
         return number
 
 
@@ -394,7 +400,7 @@ def test_an_answer_that_a_full_disk_refused_is_kept_once_there_is_room(path):
         [size] = calls._connection.execute("PRAGMA page_count").fetchone()
         calls._connection.execute(f"PRAGMA max_page_count = {size}")
         with pytest.raises(BaizeError, match="free some disk space"):
-            asyncio.run(calls.answered(number, Usage(1, 0, 1), 0.1, "stop", "x" * 100_000))
+            asyncio.run(calls.answered(number, said("x" * 100_000, 0.1)))
         calls._connection.execute("PRAGMA max_page_count = 100000")
     assert states(calls) == {"answered": 1}
     _check_sum(calls, None)

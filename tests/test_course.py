@@ -22,6 +22,7 @@ from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import write_atomic, write_jsonl
 from baize_lib.teacher.calls import Call, Calls
+from baize_lib.teacher.errors import ServerAnswer
 from baize_lib.teacher.prices import Usage
 
 
@@ -51,7 +52,7 @@ async def paid(run, purpose, usd, given, said):
     with Calls(run.calls_file).held() as calls:
         number = await calls.begin(Call(f"{purpose}{usd}", purpose), 1.0, 9999)
         usage = Usage(input=given, output=said)
-        await calls.answered(number, usage, usd, "stop", "Hello.")
+        await calls.answered(number, ServerAnswer("Hello.", "stop", usage, usd=usd))
 
 
 def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):

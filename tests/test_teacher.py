@@ -20,6 +20,7 @@ from stub_server import StubServer
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher, token_bound
 from baize_lib.teacher.errors import (
     LONGEST_WAIT,
@@ -521,6 +522,11 @@ def test_a_teacher_is_named_by_its_weights_or_by_its_model_and_address(stub, mon
     own = teacher_for("some/model", price=PRICE)
     assert ask(own).text and own.price is PRICE
     assert teacher_for("smollm2-135m", max_calls=2).price.input == 0
+
+
+def test_a_cap_is_given_once_to_the_table_that_counts_it(stub):
+    with pytest.raises(BaizeError, match=r"Calls\(path, budget\)"):
+        Teacher("stub", base_url=stub.url, price=PRICE, calls=Calls(None), budget=1.0)
 
 
 def test_nothing_is_left_open(stub, recwarn):

@@ -20,7 +20,7 @@ from baize_lib.teacher.budget import PICO, money
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.prices import Price, Usage
 
-__all__ = ["Receipt", "Forecast", "forecast", "bill_by_role_and_turn"]
+__all__ = ["forecast", "bill_by_role_and_turn"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

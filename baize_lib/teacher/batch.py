@@ -57,16 +57,9 @@ class _Sheet:
     lines: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
     num_rows: int = 0  # on it, or about to be
 
-    def add(self, key: str, bound: Usage, request: Mapping[str, Any]) -> None:
-        name = f"{key}.{bound.input}.{bound.output}"  # comes back beside the answer
-        row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": request}
-        self.lines.write(json.dumps(row).encode() + b"\n")
-
 
 class BatchTeacher(Teacher):
-    """A `Teacher` whose calls wait for a batch; all its arguments, and `poll_seconds`, the time
-    between two questions whether a batch is done.
-    """
+    """A `Teacher` whose calls wait for a batch, asked for every `poll_seconds`."""
 
     def __init__(self, model: str, *, poll_seconds: float = 30.0, **options: Any) -> None:
         super().__init__(model, **options)
@@ -84,19 +77,23 @@ class BatchTeacher(Teacher):
             raise failure.error(f"{self.model} at {self.host}: {failure.text}", failure.kind)
         if call.key not in self._wanted and not self.calls.in_batch(call.key):
             self._wanted.add(call.key)
-            sheet = self._sheet()
             try:
-                usd = self.price.cost(bound, batch=True)
-                await self.calls.begin(call, usd, bound.total, batch=sheet.tag)
+                await self._note(request, call, bound)
             except BaseException:
                 self._wanted.discard(call.key)
                 raise
-            sheet.add(call.key, bound, self._as_sent(request))
         raise Waiting("this call waits for the next batch", "waiting")
 
+    async def _note(self, request: dict[str, Any], call: Call, bound: Usage) -> None:
+        sheet, usd = self._sheet(), self.price.cost(bound, batch=True)
+        await self.calls.begin(call, usd, bound.total, batch=sheet.tag)
+        name = f"{call.key}.{bound.input}.{bound.output}"  # comes back beside the answer
+        row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": self._as_sent(request)}
+        sheet.lines.write(json.dumps(row).encode() + b"\n")
+
     def _sheet(self) -> _Sheet:
-        last = self._sheets[-1] if self._sheets else None
-        if last is None or last.num_rows >= MOST_ROWS or last.lines.tell() > MOST_BYTES:
+        full = [s.num_rows >= MOST_ROWS or s.lines.tell() > MOST_BYTES for s in self._sheets]
+        if all(full):
             self._sheets.append(_Sheet())
         self._sheets[-1].num_rows += 1
         return self._sheets[-1]
@@ -129,8 +126,7 @@ class BatchTeacher(Teacher):
     async def _upload(self, sheet: _Sheet) -> None:
         keys = {row["key"] for row in self.calls.query(ROWS_OF, sheet.tag)}
         sheet.lines.seek(0)
-        lines = (line for line in sheet.lines if _key_of(json.loads(line)) in keys)
-        content = b"".join(lines)
+        content = b"".join(line for line in sheet.lines if _key_of(json.loads(line)) in keys)
         if content:
             name = f"baize-{sheet.tag}.jsonl"
             uploaded = await self.request(
@@ -180,10 +176,8 @@ class BatchTeacher(Teacher):
         except TeacherError as error:
             if error.kind != "404":
                 raise
-            raise RunStopped(
-                f"batch {name} is not known at {self.host}: use the key of the account that it was "
-                "sent with, or begin another run folder (BAIZE_RUN)", error.kind,
-            ) from None  # fmt: skip
+            text = f"batch {name} is not known at {self.host}: use the key of the account that "
+            raise RunStopped(text + "sent it, or another run folder (BAIZE_RUN)", "404") from None
 
     async def _ingest(self, batch: Any, tag: str) -> None:
         """Put every row's outcome into the table, once, and forget the batch."""
@@ -209,19 +203,14 @@ class BatchTeacher(Teacher):
                 "then run the same again"
             )
         if batch.status == "cancelled":
-            raise RunStopped(
-                f"batch {batch.id} was cancelled in the provider's console: the answers it had are "
-                "kept; run the same again to send the rest anew", "cancelled",
-            )  # fmt: skip
+            text = f"batch {batch.id} was cancelled in the provider's console: the answers it had "
+            raise RunStopped(text + "are kept; run again to send the rest anew", "cancelled")
 
     async def _take(
         self, number: int, key: str, outcome: ServerAnswer | Failure, given_up: bool
     ) -> None:
         if isinstance(outcome, ServerAnswer):
-            await self.calls.answered(
-                number, outcome.usage, self.cost_of(outcome, batch=True), outcome.finish_reason,
-                outcome.text, estimated=outcome.estimated,
-            )  # fmt: skip
+            await self.calls.answered(number, self._priced(outcome, batch=True))
             return
         outcome = self._without_key(outcome)
         (self.calls.doubtful if outcome.billed else self.calls.unbilled)(number)

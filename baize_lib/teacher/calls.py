@@ -12,7 +12,7 @@ written at the same time share one commit, which keeps hundreds of calls a secon
 >>> table = Calls(None, Budget(usd=1))
 >>> with table.held():
 ...     call = asyncio.run(table.begin(Call("k1", "chat", model="m"), usd=0.002, tokens=900))
-...     asyncio.run(table.answered(call, Usage(10, 0, 5), 0.001, "stop", "Hello"))
+...     asyncio.run(table.answered(call, ServerAnswer("Hello", "stop", Usage(10, 0, 5), usd=0.001)))
 ...     table.find("k1").text, table.budget.spent_usd
 ('Hello', 0.001)
 """
@@ -27,15 +27,16 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import PICO, Budget, Reservation
+from baize_lib.teacher.errors import ServerAnswer
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["Calls", "Call", "Found"]
+__all__ = ["Calls"]
 
 # One row a call. state: "begun", "answered", or "doubtful" (it may have been billed, unseen).
 # pico: picodollars; the bill is what is owed: the price of an answer, the bound of all others.
@@ -74,17 +75,6 @@ class Call:
     subject: str = ""
     part: str = ""
     model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer of a call that was paid for before."""
-
-    text: str
-    finish_reason: str
-    usage: Usage
-    usd: float
-    estimated: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -277,15 +267,12 @@ class Calls:
             raise
         return number
 
-    async def answered(
-        self, number: int, usage: Usage, usd: float, finish_reason: str, text: str,
-        *, estimated: bool = False,
-    ) -> None:  # fmt: skip
-        """Keep an answer and its bill; on disk when this returns."""
-        pico = self._settle(number, round(usd * PICO), usage.total)
+    async def answered(self, number: int, answer: ServerAnswer) -> None:
+        """Keep an answer and its bill, `answer.usd`; on disk when this returns."""
+        pico = self._settle(number, round(answer.usd * PICO), answer.usage.total)
         await self._written(
-            ANSWER, pico, usage.input, usage.cached_input, usage.output, estimated,
-            finish_reason, _storable(text), number,
+            ANSWER, pico, *astuple(answer.usage), answer.estimated, answer.finish_reason,
+            answer.text, number,
         )  # fmt: skip
 
     def unbilled(self, number: int) -> None:
@@ -346,15 +333,13 @@ class Calls:
 
     # ---- reading
 
-    def find(self, key: str) -> Found | None:
-        """The answer of the call with this key, if there is one."""
+    def find(self, key: str) -> ServerAnswer | None:
+        """The answer of the call with this key, and what it cost, if there is one."""
         row = self._read(
-            "SELECT text, finish_reason, input, cached_input, output, pico, estimated FROM calls "
+            "SELECT text, finish_reason, input, cached_input, output, estimated, pico FROM calls "
             "WHERE key = ? AND state = 'answered'", key,
         ).fetchone()  # fmt: skip
-        if row is None:
-            return None
-        return Found(row[0], row[1], Usage(*row[2:5]), row[5] / PICO, bool(row[6]))
+        return row and ServerAnswer(*row[:2], Usage(*row[2:5]), bool(row[5]), row[6] / PICO)
 
     def in_batch(self, key: str) -> bool:
         """Whether the call with this key was sent with a batch and is not answered yet."""

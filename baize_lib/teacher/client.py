@@ -41,7 +41,7 @@ from baize_lib.teacher.keys import as_key, find_key
 from baize_lib.teacher.pace import Pace, Rate
 from baize_lib.teacher.prices import Price, Usage, price_of
 
-__all__ = ["Teacher", "Reply", "token_bound"]
+__all__ = ["Teacher", "Reply"]
 
 OPENAI_URL = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -101,7 +101,7 @@ class Teacher:
             key is never sent to another server unasked. A server of your own may need none.
         price: None looks it up; an unknown model is an error, not $0.
         calls: the table its calls are kept in; None keeps them in memory.
-        budget: the cap of a table in memory, a `Budget` or USD; a table on disk brings its own.
+        budget: the cap, a `Budget` or USD, where no `calls` are given: they bring their own.
         max_concurrency: the most calls in flight; fewer after a 429, a 503 or a timeout.
         timeout: seconds without a byte from the server before an attempt is given up.
         max_attempts: tries of one call on 5xx, timeouts and dropped connections, four times as
@@ -133,6 +133,8 @@ class Teacher:
         self.base_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
         self.host = urlsplit(self.base_url).hostname or "?"
         self.price = price or price_of(model, base_url=self.base_url)
+        if calls is not None and budget is not None:
+            raise BaizeError("the cap belongs to the table: give it as Calls(path, budget)")
         self.calls = calls or Calls(None, budget)
         if api_key is None and base_url is None:
             api_key = find_key(needed=self.host == urlsplit(OPENAI_URL).hostname)
@@ -200,15 +202,12 @@ class Teacher:
         bound = Usage(input=token_bound(messages, extra), output=max_tokens)
         began = time.monotonic()
         with self.calls.held():
-            if found := self.calls.find(call.key):
-                return Reply(
-                    found.text, found.finish_reason, found.usage, found.usd, self.model,
-                    estimated=found.estimated, found=True,
-                )  # fmt: skip
-            answer = await self._ask(request, call, bound)
+            found = self.calls.find(call.key)
+            answer = found or await self._ask(request, call, bound)
+        seconds = 0.0 if found else time.monotonic() - began
         return Reply(
-            answer.text, answer.finish_reason, answer.usage, self.cost_of(answer), self.model,
-            time.monotonic() - began, answer.estimated,
+            answer.text, answer.finish_reason, answer.usage, answer.usd, self.model, seconds,
+            answer.estimated, found is not None,
         )  # fmt: skip
 
     def body(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
@@ -217,9 +216,9 @@ class Teacher:
         rows = [{name: _sendable(text) for name, text in row.items()} for row in messages]
         return {"model": self.model, "messages": rows} | given
 
-    def cost_of(self, answer: ServerAnswer, *, batch: bool = False) -> float:
-        """USD for an answer: at our price or at the server's own, whichever is more."""
-        return max(self.price.cost(answer.usage, batch), answer.usd)
+    def _priced(self, answer: ServerAnswer, *, batch: bool = False) -> ServerAnswer:
+        """The answer at our price or at the server's own, whichever is more."""
+        return replace(answer, usd=max(self.price.cost(answer.usage, batch), answer.usd))
 
     def _call_key(self, request: Mapping[str, Any], attempt: int) -> str:
         asked = "here" if self.host in LOOPBACK else self.host
@@ -277,10 +276,8 @@ class Teacher:
                 return self._learn(outcome, request, sent, spell)
             self._proven = True
             self._pace.answered(spell, outcome.usage.total)
-            await self.calls.answered(
-                number, outcome.usage, self.cost_of(outcome), outcome.finish_reason,
-                outcome.text, estimated=outcome.estimated,
-            )  # fmt: skip
+            outcome = self._priced(outcome)
+            await self.calls.answered(number, outcome)
             return outcome
         finally:
             self._pace.leave()
@@ -377,12 +374,9 @@ class Teacher:
         return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
 
     async def request(self, ask: Callable[[Any], Awaitable[Any]], *, repeatable: bool) -> Any:
-        """Make another request of the API, with the same retries and errors as a chat.
+        """Make another request of the API, `lambda client: client.batches.list()`, say.
 
-        Args:
-            ask: gets the SDK's client, for example `lambda client: client.batches.list()`.
-            repeatable: making it twice does no harm; else it is not tried again when it is not
-                certain that the first try failed.
+        Tried again as a chat is; unless `repeatable` only if the first try failed for certain.
         """
 
         async def attempt() -> Any:
@@ -402,12 +396,9 @@ class Teacher:
             web = openai.DefaultAioHttpClient(
                 timeout=self._timeout, trust_env=self.host not in LOOPBACK, follow_redirects=False
             )
-            self._client, self._loop = (
-                openai.AsyncOpenAI(
-                    api_key=self._key.get_secret_value(), base_url=self.base_url, max_retries=0,
-                    timeout=self._timeout, http_client=web,
-                ),
-                loop,
+            self._loop, self._client = loop, openai.AsyncOpenAI(
+                api_key=self._key.get_secret_value(), base_url=self.base_url, max_retries=0,
+                timeout=self._timeout, http_client=web,
             )  # fmt: skip
         return self._client
 
@@ -438,10 +429,7 @@ def _sendable(text: Any) -> Any:
 
 def _checked_url(address: str) -> str:
     if "@" in address:
-        raise BaizeError(
-            "base_url holds a user name or password: leave them out, and give the key as "
-            "OPENAI_API_KEY"
-        )
+        raise BaizeError("base_url holds a password or a key: give it as OPENAI_API_KEY instead")
     try:
         parts = urlsplit(address)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

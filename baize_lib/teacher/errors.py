@@ -21,7 +21,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["TeacherError", "RunStopped", "KeyRejected", "Halted", "Waiting"]
+__all__ = ["TeacherError", "RunStopped", "Halted", "Waiting"]
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 
@@ -76,12 +76,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """The text of an answer and its bill; `usd` is what the server itself says it costs, or 0."""
+    """The text of an answer and its bill: as the server tells it `usd` is its own price, or 0; in
+    the table it is what the answer cost us.
+    """
 
     text: str
     finish_reason: str
     usage: Usage
-    estimated: bool
+    estimated: bool = False
     usd: float = 0.0
 
 

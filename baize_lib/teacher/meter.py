@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TextIO
 
 from baize_lib.teacher.budget import Budget, money
@@ -20,9 +21,7 @@ __all__ = ["CostMeter"]
 
 
 class CostMeter:
-    """One display, updated in place: a small table in a notebook, one line in a terminal.
-
-    Elsewhere only the last state is printed, when the `with` block ends.
+    """One display, updated in place: a table in a notebook, a line in a terminal, else its end.
 
     Args:
         budget: what was spent is read here alone.
@@ -32,7 +31,7 @@ class CostMeter:
     """
 
     def __init__(
-        self, budget: Budget, *, target: int | None = None, errors: Counter[str] | None = None,
+        self, budget: Budget, *, target: int = 0, errors: Counter[str] | None = None,
         shadow: Price | None = None, out: TextIO | None = None, interval: float = 0.25,
     ) -> None:  # fmt: skip
         self.budget, self.target, self.shadow = budget, target, shadow
@@ -68,7 +67,7 @@ class CostMeter:
         count, mean, squares = self._costs
         if count < 2 or not self.dialogues:
             return math.nan, math.nan
-        rest = max((self.target or 0) - self.dialogues, 0) * count / self.dialogues
+        rest = max(self.target - self.dialogues, 0) * count / self.dialogues
         error = math.sqrt(squares / (count - 1)) * math.sqrt(rest**2 / count + rest)
         return self.budget.spent_usd + rest * mean, error
 
@@ -86,11 +85,11 @@ class CostMeter:
         if self.dialogues:
             rows.append(("per 1,000 dialogues", money(1000 * budget.spent_usd / self.dialogues)))
         rows += [("tokens", f"{self.usage.total:,}"), ("tokens/s", f"{tokens / elapsed:,.0f}")]
+        left = max(self.target - self.dialogues, 0)
         if self._ended:
             rows.append(("time", _duration(elapsed)))
-        elif self.target and done:
-            left = max(self.target - self.dialogues, 0) * elapsed / done
-            rows.append(("time left", _duration(left)))
+        elif left and done:
+            rows.append(("time left", _duration(left * elapsed / done)))
         usd, error = self.projection()
         if self.target and usd > 0:
             rows.append((f"at {self.target:,} dialogues", f"{money(usd)} ± {money(error)}"))
@@ -118,16 +117,13 @@ class CostMeter:
     def _draw_table(self, text: str) -> None:
         from IPython.display import display
 
-        cells = "".join(
-            f'<tr><td style="text-align:left">{html.escape(name)}</td>'
-            f'<td style="text-align:right">{html.escape(value)}</td></tr>'
-            for name, value in self.rows()
-        )
+        rows = ((html.escape(name), html.escape(value)) for name, value in self.rows())
+        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
         shown = {"text/plain": text, "text/html": f"<table>{cells}</table>"}
-        if self._display is None:
-            self._display = display(shown, raw=True, display_id=True)
-        else:
+        if self._display:
             self._display.update(shown, raw=True)
+        else:
+            self._display = display(shown, raw=True, display_id=True)
 
     def __enter__(self) -> "CostMeter":
         return self
@@ -138,6 +134,4 @@ class CostMeter:
 
 
 def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s"
+    return f"{timedelta(seconds=round(seconds))}"

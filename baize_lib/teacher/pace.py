@@ -10,8 +10,6 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["Pace", "Rate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Rate:

@@ -1,4 +1,4 @@
-"""What a call costs, at a price with a date and a source; and a meter that shows it growing.
+"""What a call costs, at a price with a date and a source.
 
 >>> price = price_of("gpt-3.5-turbo", year=2023)
 >>> f"${price.cost(Usage(input=248, output=200)):.6f}"
@@ -14,16 +14,7 @@ from datetime import UTC, datetime
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS
 
-__all__ = [
-    "Usage",
-    "Price",
-    "FREE",
-    "UnknownPrice",
-    "price_of",
-    "SHADOW_TEACHERS",
-    "ShadowCost",
-    "shadow_cost",
-]
+__all__ = ["Usage", "Price", "price_of", "SHADOW_TEACHERS", "shadow_cost"]
 
 
 @dataclass(frozen=True, slots=True)
