@@ -195,6 +195,8 @@ LET_PASS = {
     ],
     "other_language": [
         reply("The word 你好 is Chinese for hello."), reply("Beijing (北京) is the capital."),
+        talk("How do you say cabbage salad with rice in Spanish?",
+             "Ensalada de col con arroz y huevos, para dos personas."),
         reply("Le Petit Prince"), reply("Ludwig van Beethoven wrote nine symphonies."),
         reply(LONG), reply("import os\nfor path in os.listdir('.'): print(path, os.stat(path))"),
         reply("Hello in Chinese is 你好."), reply("C'est la vie."),

@@ -9,11 +9,11 @@ from baize_lib.corpus.formats import (
     read_sample,
     write_dialogues,
 )
-from baize_lib.corpus.split import export, leakage, split
+from baize_lib.corpus.split import asks_a_prompt, export, leakage, split
 from baize_lib.corpus.statistics import beside_published, statistics
 
 __all__ = [
     "Collected", "read_dialogues", "read_sample", "write_dialogues", "from_chat", "statistics",
     "beside_published", "count_defects", "default_filters", "whole_turns", "apply_filters",
-    "opening", "split", "leakage", "export",
+    "opening", "asks_a_prompt", "split", "leakage", "export",
 ]  # fmt: skip

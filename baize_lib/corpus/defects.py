@@ -182,19 +182,25 @@ def _reply_repeated(dialogue: Dialogue) -> int:
 
 
 def _other_language(expected: str) -> Defect:
-    """Messages in another language than `expected`, or, in English, with a Chinese word in them
+    """Messages in another language than `expected`, or, in English, with a Chinese word in them,
     that nobody has asked for; names and terms get the benefit of the doubt."""
 
     def differs(text: str) -> bool:
         other = re.search(r"[\u0370-\u1cff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]", text)
         if not other and len(words(prose(text))) < 6:
             return False
-        if language_of(text) not in ("", expected):
-            return True
         mixed = expected == "en" and other and _PATTERN["chinese_word"].search(prose(text))
-        return bool(mixed) and not _PATTERN["of_chinese"].search(text)
+        return bool(mixed) or language_of(text) not in ("", expected)
 
-    return _messages(differs)
+    def count(dialogue: Dialogue) -> int:
+        said = [message.content for message in dialogue.messages]
+        asked = ["", *said]  # what was said before each
+        return sum(
+            differs(text) and not _PATTERN["of_language"].search(f"{before}\n{text}")
+            for before, text in zip(asked, said, strict=False)
+        )
+
+    return count
 
 
 def _known(attribute: str) -> Defect:

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.dialogue import HUMAN_TAG, Dialogue, Message, parse_transcript, render
+from baize_lib.dialogue import (
+    HUMAN_TAG,
+    Dialogue,
+    Message,
+    check_language,
+    parse_transcript,
+    render,
+)
 from baize_lib.files import write_jsonl
 from baize_lib.seeds.records import records
 from baize_lib.teacher.prices import Usage
@@ -37,6 +44,7 @@ class Collected(Dialogue):
     """A dialogue with what its line of `self_chat.jsonl` knows; other files leave the defaults.
 
     Attributes:
+        teacher: the model that said it, as it was asked for.
         usage: tokens billed for it, all calls together; `cost_usd`: the same in USD.
         cut_turns: turns (from 0) whose reply was cut by `max_tokens`.
         repairs: what the parser had to mend in the transcript it came from.
@@ -44,6 +52,7 @@ class Collected(Dialogue):
 
     status: str = "ok"
     reason: str = ""
+    teacher: str = ""
     usage: Usage = NO_USAGE
     cost_usd: float = 0.0
     cut_turns: tuple[int, ...] = ()
@@ -93,9 +102,28 @@ def read_dialogues(
 _UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
-def read_sample() -> list[Collected]:
-    """The dialogues recorded with the course: made by its collector with a local teacher."""
-    return list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
+def read_sample(
+    num: int | None = None, *, language: str = "en", teacher: str | None = None
+) -> list[Collected]:
+    """The dialogues recorded with the course, by its own collector and a local teacher.
+
+    Args:
+        num: the first so many; None gives all.
+        language: "en" or "zh".
+        teacher: the teacher they are to be mixed with.
+
+    Raises:
+        BaizeError: they are another teacher's, and two teachers make no corpus of either.
+    """
+    recorded = list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
+    chosen = [d for d in recorded if ("/chinese" in d.source) == (check_language(language) == "zh")]
+    others = {d.teacher for d in chosen} - {teacher} if teacher else None
+    if others:
+        raise BaizeError(
+            f"the recorded dialogues are by {', '.join(sorted(others))}, not by {teacher}: take "
+            "none (num_recorded=0), or that teacher (BAIZE_TEACHER)"
+        )
+    return chosen[:num]
 
 
 def from_chat(row: dict[str, Any]) -> Collected:
@@ -145,6 +173,7 @@ def _read_row(row: Any) -> Collected:
         raise ValueError("it holds no message")
     seed = row.get("seed", row.get("topic")) or ""
     seed = seed if isinstance(seed, Mapping) else {"text": seed}
+    asked = row["teacher"] if isinstance(row.get("teacher"), Mapping) else {}
     usage = row["usage"] if isinstance(row.get("usage"), Mapping) else {}
     num_turns = sum(message.role == "assistant" for message in messages)
     reasons = row.get("finish_reasons") or [row.get("finish_reason")]
@@ -153,6 +182,7 @@ def _read_row(row: Any) -> Collected:
         messages, str(row.get("id") or ""), _text(seed.get("text") or ""),
         str(seed.get("source") or row.get("source") or ""),
         status=status, reason=str(row.get("reason") or ""),
+        teacher=str(asked.get("model") or ""),
         usage=Usage(*(int(usage.get(key) or 0) for key in ("input", "cached_input", "output"))),
         cost_usd=float(row.get("cost_usd") or 0),
         cut_turns=tuple(i for i, why in enumerate(reasons) if why in ("length", "content_filter")),

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, Run
-from baize_lib.corpus.filters import Filtered, opening
+from baize_lib.corpus.filters import Filter, Filtered, opening
 from baize_lib.corpus.formats import dialogues_in, write_dialogues
 from baize_lib.dialogue import Dialogue
 from baize_lib.files import sha256_of, text_hash, write_atomic
 from baize_lib.text import content_words, near_duplicates, runs
 
-__all__ = ["split", "leakage", "export"]
+__all__ = ["asks_a_prompt", "split", "leakage", "export"]
 
 
 def split(
@@ -101,6 +101,12 @@ def leakage(
             if match := match_prompt(question):
                 leak("prompt", dialogue, question, match[0])
     return rows
+
+
+def asks_a_prompt(prompts: Iterable[str], threshold: float = 0.7) -> Filter:
+    """A filter: some question of the dialogue repeats one of the evaluation prompts."""
+    match = prompt_matcher(prompts, threshold)
+    return lambda dialogue: any(map(match, dialogue.by("user")))
 
 
 def prompt_matcher(
