@@ -49,10 +49,12 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(text, re.VERBOSE | re.IGNORECASE | re.MULTILINE)
 
 
-_FENCE, _TAG, _MODEL_TAG, _TRAIL, _PREAMBLE, _REMARK, _LEAVES = (
+_FENCE, _TAG, _MODEL_TAG, _TRAIL, _PREAMBLE, _REMARK, _HINT, _LEAVES = (
     _pattern(_WRITTEN[name])
-    for name in ("fence", "tag", "model_tag", "trail", "preamble", "remark", "thought_leaves")
-)
+    for name in (
+        "fence", "tag", "model_tag", "trail", "preamble", "remark", "thought_hint", "thought_leaves"
+    )
+)  # fmt: skip
 _THOUGHT = _pattern(
     "(?P<inline> `[^`\\n]+` ) | {fence} | (?P<lone> {thought_ends} )"
     "| (?: {thought_begins} ) (?s:.*?) (?: {thought_ends} | \\Z )".format_map(_WRITTEN)
@@ -185,16 +187,21 @@ def fenced(text: str) -> list[Fence]:
     >>> [(block.info, block.code) for block in fenced("Like this:\\n~~~js\\nlet a\\n~~~\\nDone.")]
     [('js', 'let a\\n')]
     """
-    return [_fence(found) for found in _FENCE.finditer(text)]
+    blocks, position = [], 0
+    while mark := _ANY_MARKS.search(text, position):  # found fast
+        found = _FENCE.search(text, max(position, text.rfind("\n", 0, mark.start()) + 1))
+        if not found:
+            break
+        margin, code = found["margin"], found["code"] + (found["rest"] or "")
+        if margin:
+            blank = r"[ \t>]" if ">" in margin else r"[ \t]"
+            code = re.sub(rf"^{blank}{{1,{len(margin)}}}", "", code, flags=re.MULTILINE)
+        closed, position = found["end"] is not None, found.end()
+        blocks.append(Fence(found["info"].strip(), code, found.start("marks"), position, closed))
+    return blocks
 
 
-def _fence(found: re.Match[str]) -> Fence:
-    margin, code = found["margin"], found["code"]
-    if margin:
-        blank = r"[ \t>]" if ">" in margin else r"[ \t]"
-        code = re.sub(rf"^{blank}{{1,{len(margin)}}}", "", code, flags=re.MULTILINE)
-    closed = found["end"] is not None
-    return Fence(found["info"].strip(), code, found.start("marks"), found.end(), closed)
+_ANY_MARKS = re.compile("```|~~~")
 
 
 def without_thoughts(text: str) -> str:
@@ -214,6 +221,8 @@ def without_thoughts(text: str) -> str:
 
 def _unthought(text: str, is_thought_before: Callable[[str], bool]) -> str:
     """`text` without thoughts; whether an end without an opener ends one, the caller decides."""
+    if not _HINT.search(text):
+        return text
     said, kept, position = "", 0, 0  # text[:kept] is in `said`, or thought
     while found := _THOUGHT.search(text, position):
         position = found.end()
@@ -265,7 +274,7 @@ def tagged(line: str) -> Tag | None:
     >>> tagged("**Human:** Why?").rest, tagged("［AI］ Because.").role, tagged("Humans ask.")
     ('Why?', 'assistant', None)
     """
-    found = _TAG.match(line.translate(_NARROW))
+    found = _TAG.match(line if line.isascii() else line.translate(_NARROW))
     if not found:
         return None
     before, after, rest = found["before"], found["after"], line[found.end() :]
@@ -368,8 +377,9 @@ def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
             if end == len(lines) and (remark := _REMARK.search(words)):
                 words = words[: remark.start()]
                 defects.append("closing remark")
-            while (shorter := _TRAIL.sub("", words.strip())) != words:
-                words = shorter
+            words = words.rstrip()
+            while trail := _TRAIL.search(words, max(0, len(words) - 80)):
+                words = words[: trail.start()].rstrip()
         yield tag.role if tag else "", words.strip()
 
 
