@@ -18,7 +18,7 @@ from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
 from baize_lib.seeds.seed import Seed
 
-__all__ = ["SelfChatSettings"]
+__all__ = ["SelfChatSettings", "transcript_messages"]
 
 STRATEGIES = ("turns", "transcript", "rewritten")
 DOMAINS = ("general", "programming", "medical")

@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from baize_lib.dialogue import parse_transcript
+from baize_lib.dialogue import parse_transcript, without_thoughts
 from baize_lib.seeds.seed import Seed
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.prompts import SelfChatSettings
@@ -47,17 +47,16 @@ class Talk:
     async def ask(
         self, part: str, messages: list[dict[str, str]], **request: Any
     ) -> tuple[str, str]:
-        """(text without thoughts, finish reason) of the next call. `part`: "assistant 1", say."""
+        """(text, finish reason) of the next call. `part`: "assistant 1", say."""
         number = len(self.replies)
         reply = await self.teacher.chat(
             messages, top_p=self.settings.top_p, seed=sampling_seed(self.seed.id, number),
             purpose="self-chat", subject=self.seed.id, part=part, attempt=self.attempt, **request,
         )  # fmt: skip
         self.replies.append(reply)
-        text = without_thoughts(reply.text).strip()
-        if "\ufffd" in text:
+        if "\ufffd" in reply.text:
             self.defects.append("broken characters")
-        return text, reply.finish_reason
+        return reply.text, reply.finish_reason
 
     def keep(self, question: str, reply: str, reason: str) -> None:
         """One turn of the dialogue is whole."""
@@ -140,11 +139,12 @@ async def _reply_to(talk: Talk, question: str, turn: int) -> tuple[str, str]:
     settings, seed = talk.settings, talk.seed
     system = {"role": "system", "content": prompts.system_prompt(seed, settings)}
     grammar = prompts.reply_grammar(prompts.seed_domain(seed, settings), settings.language)
-    return await talk.ask(
+    text, reason = await talk.ask(
         f"assistant {turn}", [system, *talk.messages, {"role": "user", "content": question}],
         max_tokens=settings.max_tokens, temperature=settings.temperature,
         extra={"repeat_penalty": 1.1, "grammar": grammar} if talk.teacher.weak else None,
     )  # fmt: skip
+    return without_thoughts(text).strip(), reason
 
 
 def _why_empty(what: str, reason: str, name: str, cap: int) -> str:
@@ -191,7 +191,7 @@ async def _transcript(talk: Talk) -> str:
         max_tokens=settings.transcript_tokens, temperature=settings.temperature,
         extra={"repeat_penalty": 1.1} if talk.teacher.weak else None,
     )  # fmt: skip
-    if not text:
+    if not without_thoughts(text).strip():
         return _why_empty("transcript", reason, "max_tokens", settings.transcript_tokens)
     found = parse_transcript(text)
     talk.defects += found.defects
@@ -217,14 +217,6 @@ async def _rewritten(talk: Talk) -> str:
             return _why_empty("reply", reason, "max_tokens", talk.settings.max_tokens)
         talk.keep(question, text, reason)
     return ended
-
-
-try:  # until dialogue has it
-    from baize_lib.dialogue import without_thoughts
-except ImportError:
-
-    def without_thoughts(text):
-        return text
 
 
 STRATEGIES = {"turns": _turns, "transcript": _transcript, "rewritten": _rewritten}
