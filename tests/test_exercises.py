@@ -17,23 +17,24 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob(
 
 
 def exercises_of(path):
-    """(name, stub cell, solution code) for each exercise of a notebook, in order."""
+    """(name, function, stub cell, solution code) of each function to write, in order."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    stubs = [
-        "".join(cell["source"])
-        for cell in cells
-        if cell["cell_type"] == "code" and "\ncheck_exercise(" in "".join(cell["source"])
-    ]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    fold = r"<details><summary>Solution</summary>.*?```python\n(.*?)```\s*</details>"
-    solutions = re.findall(fold, prose, flags=re.DOTALL)
-    assert len(stubs) == len(solutions), path.name
-    names = [
-        re.search(r'^check_exercise\("([\w-]+)", (\w+)\)', stub, re.MULTILINE) for stub in stubs
-    ]
-    return [(n[1], n[2], stub, code) for n, stub, code in zip(names, stubs, solutions, strict=True)]
+    fold = r"<details><summary>Solution</summary>.*?</details>"
+    folded = re.findall(fold, prose, flags=re.DOTALL)
+    found, stubs = [], ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    checks = [(s, *c) for s in stubs for c in re.findall(CHECK, s, re.MULTILINE)]
+    assert len(folded) >= len(checks), f"{path.name}: an exercise without a solution"
+    for stub, name, function, expected in checks:
+        code = [c for c in re.findall(r"```python\n(.*?)```", prose, re.DOTALL)
+                if f"def {function}(" in c]  # fmt: skip
+        assert expected or code, f"{path.name}: no solution of {name}"
+        if not expected:
+            found.append((name, function, stub, code[-1]))
+    return found
 
 
+CHECK = r'^check_exercise\("([\w-]+)", (\w+)(, expected=)?'
 EVERY = [(path.stem, *found) for path in NOTEBOOKS for found in exercises_of(path)]
 
 

@@ -69,7 +69,7 @@ class Tier:
         rows = {
             "tier": self.name,
             "teacher": f"{self.teacher}, {self.num_seeds:,} dialogues of {chat.num_turns} turns",
-            "student": f"{self.student}, {train.num_epochs} epochs, LoRA rank {train.rank}",
+            "student": f"{self.student}, epochs: {train.num_epochs}, LoRA rank: {train.rank}",
             "expect": f"{self.minutes:,.0f} minutes, ${self.usd:,.0f}, "
             f"{self.gigabytes:g} GB of memory (estimates)",
             "cap": f"${self.budget_usd:,.2f} for the teacher",
