@@ -1,8 +1,8 @@
 """A teacher on this machine: weights behind a server of their own, asked like any other teacher.
 
 Two engines. `openvino` (openvino-genai) answers many prompts at once and keeps what it has read;
-it serves the capable teachers where there is a wheel for it. `llama.cpp` (xllamacpp) runs
-everywhere, takes grammars, and serves the small model, which needs them.
+it serves the capable teacher where there is a wheel for it. `llama.cpp` (xllamacpp) runs
+everywhere, takes grammars, and serves all other weights.
 
     async with local_teacher("qwen-1.5b", calls=Calls(run.calls_file)) as teacher:
         line = await self_chat("Why do cats purr?", teacher)
@@ -27,6 +27,7 @@ from baize_lib.teacher.prices import FREE, Price
 __all__ = ["local_teacher", "teacher_for"]
 
 WEAK = ("smollm2-135m",)  # held to a form by grammars and worked examples
+FAST = ("qwen-1.5b",)  # weights that OpenVINO was seen to read and write well
 SLOTS = {"openvino": 48, "llama.cpp": 8}  # calls answered at once; chosen by measurement
 
 
@@ -52,7 +53,7 @@ def local_teacher(
     """
     weak = name in WEAK
     has_openvino = importlib.util.find_spec("openvino_genai") is not None
-    engine = engine or ("openvino" if has_openvino and not weak else "llama.cpp")
+    engine = engine or ("openvino" if has_openvino and name in FAST else "llama.cpp")
     if engine not in SLOTS:
         raise BaizeError(f"engine={engine!r} is not known: use one of {', '.join(SLOTS)}")
     slots = slots or (4 if weak else SLOTS[engine])
