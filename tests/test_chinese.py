@@ -27,15 +27,21 @@ from baize_lib.models.weights import student_dir
 from baize_lib.seeds.clean import clean, load_seeds, mix
 from baize_lib.seeds.seed import Seed
 from baize_lib.selfchat import prompts
-from baize_lib.selfchat.batch import collect_batch
 from baize_lib.selfchat.bill import forecast
 from baize_lib.selfchat.collect import collect
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.selfchat.questions import clean_question
+from baize_lib.teacher.batch import BatchTeacher
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.prices import Price
-from baize_lib.text import jaccard, language_of, near_duplicates
+from baize_lib.text import (
+    jaccard,
+    language_of,
+    near_duplicates,
+    same_question,
+    shares_a_word,
+)
 from baize_lib.training.fit import fit
 from baize_lib.training.settings import TrainingSettings as TrainSettings
 from baize_lib.training.tokens import prompt_ids
@@ -132,9 +138,10 @@ def test_a_language_the_course_does_not_speak_is_refused_the_same_everywhere(use
 
 def test_every_prompt_and_grammar_exists_in_every_language():
     for language in LANGUAGES:
-        assert set(prompts.QUESTION_GRAMMAR) == set(LANGUAGES)
+        assert "root ::=" in prompts.question_grammar(language)
         for domain in prompts.DOMAINS:
-            said = prompts.assistant(domain, language, guardrail=True)
+            settings = SelfChatSettings(language=language, domain=domain, guardrail=True)
+            said = prompts.system_prompt(Seed("1", "?", "tests"), settings)
             assert language_of(said) == language
             assert "root ::=" in prompts.reply_grammar(domain, language)
 
@@ -153,7 +160,7 @@ def test_every_prompt_and_grammar_exists_in_every_language():
     ],
 )
 def test_the_same_question_in_other_words_is_recognised(one, other):
-    assert prompts.same_question(one, other)
+    assert same_question(one, other)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_the_same_question_in_other_words_is_recognised(one, other):
     ],
 )
 def test_another_question_about_the_same_thing_is_new(one, other):
-    assert not prompts.same_question(one, other)
+    assert not same_question(one, other)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +188,7 @@ def test_another_question_about_the_same_thing_is_new(one, other):
     ],
 )
 def test_a_chinese_question_takes_up_a_word_or_not(question, said, shared):
-    assert prompts.shares_a_word(question, said) == shared
+    assert shares_a_word(question, said) == shared
 
 
 # ---- transcripts ---------------------------------------------------------------------------------
@@ -228,12 +235,12 @@ def chinese_reply(body: dict) -> str:
 
 def collected(stub, path, settings):
     async def main():
-        async with Teacher("stub", base_url=stub.url, api_key="sk-test", price=PRICE) as teacher:
-            seeds = load_seeds("chinese", 6)
-            batched = path.name == "batch.jsonl"
-            made = collect_batch if batched else collect
-            options = {"poll_seconds": 0.005} if batched else {}
-            return await made(seeds, teacher, settings, path, **options)
+        options = {"base_url": stub.url, "api_key": "sk-test", "price": PRICE, "weak": True}
+        batched = path.name == "batch.jsonl"
+        kind = BatchTeacher if batched else Teacher
+        options |= {"poll_seconds": 0.005} if batched else {}
+        async with kind("stub", **options) as teacher:
+            return await collect(load_seeds("chinese", 6), teacher, settings, path)
 
     return asyncio.run(main())
 
@@ -273,17 +280,18 @@ def test_a_forecast_counts_a_chinese_character_as_a_token():
 
 def test_the_embedded_teacher_is_held_to_chinese_questions_and_to_replies_that_end():
     conversation = [Message("user", "怎样在阳台上种番茄？"), Message("assistant", "多晒太阳。")]
+    seed = Seed("z", conversation[0].content, "programming")
     shown = prompts.question_messages(
-        [{"role": m.role, "content": m.content} for m in conversation], "zh"
+        seed, [{"role": m.role, "content": m.content} for m in conversation], CHINESE, weak=True
     )
     answer = [
-        {"role": "system", "content": prompts.assistant("programming", "zh")},
+        {"role": "system", "content": prompts.system_prompt(seed, CHINESE)},
         {"role": "user", "content": "怎么让Linux脚本每天凌晨自动运行？"},
     ]
 
     async def main():
         async with local_teacher() as teacher:
-            asked = [(shown, prompts.QUESTION_GRAMMAR["zh"], 80)] * 6
+            asked = [(shown, prompts.question_grammar("zh"), 80)] * 6
             asked += [(answer, prompts.reply_grammar("programming", "zh"), 90)] * 2
             return await asyncio.gather(*(
                 teacher.chat(messages, max_tokens=cap, temperature=1.2, seed=i,

@@ -14,7 +14,6 @@ The file is made from the table, a dialogue a line; delete it, and it is made ag
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -29,7 +28,7 @@ from baize_lib.files import repair_tail
 from baize_lib.seeds.seed import Seed
 from baize_lib.selfchat.bill import Receipt
 from baize_lib.selfchat.prompts import SelfChatSettings
-from baize_lib.selfchat.strategies import self_chat
+from baize_lib.selfchat.strategies import as_seed, self_chat
 from baize_lib.teacher.budget import PICO, BudgetExceeded
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
@@ -66,23 +65,23 @@ class _Session:
 
     def read_file(self) -> None:
         """Note which seeds have a dialogue, or failed; a broken line is named."""
-        self.file.seek(0)
-        for number, raw in enumerate(self.file, start=1):
-            try:
-                line = json.loads(raw)
-                name, ok = line["id"], line["status"] == "ok"
-            except (ValueError, LookupError, TypeError) as error:
-                raise BaizeError(
-                    f"{self.file.name}:{number} is no line of a collection ({error}): move the "
-                    "file away, and it is made again from calls.sqlite at no cost"
-                ) from error
-            if ok:
-                self.done.add(name)
-                self.failed.pop(name, None)
-            elif name not in self.done:
-                self.failed[name] = line.get("attempt", 1)
-            if self.meter:
-                self.meter.add(line, fresh=False)
+        with Path(self.file.name).open("rb") as lines:  # `self.file` has no buffer to read with
+            for number, raw in enumerate(lines, start=1):
+                try:
+                    line = json.loads(raw)
+                    name, ok = line["id"], line["status"] == "ok"
+                except (ValueError, LookupError, TypeError) as error:
+                    raise BaizeError(
+                        f"{self.file.name}:{number} is no line of a collection ({error}): move the "
+                        "file away, and it is made again from calls.sqlite at no cost"
+                    ) from error
+                if ok:
+                    self.done.add(name)
+                    self.failed.pop(name, None)
+                elif name not in self.done:
+                    self.failed[name] = line.get("attempt", 1)
+                if self.meter:
+                    self.meter.add(line, fresh=False)
 
     async def work(self, todo: Iterator[tuple[Seed, int]], concurrency: int) -> None:
         """Go through `todo`, `concurrency` dialogues at a time."""
@@ -254,8 +253,7 @@ def _as_seeds(seeds: Iterable[Seed | str]) -> tuple[Seed, ...]:
     for number, seed in enumerate(seeds):
         if not isinstance(seed, Seed | str):
             raise BaizeError(f"seed {number} is a {type(seed).__name__}: give a Seed or a question")
-        name = hashlib.sha256(str(seed).encode("utf-8", "replace")).hexdigest()[:12]
-        made.append(Seed(name, seed, "typed") if isinstance(seed, str) else seed)
+        made.append(as_seed(seed))
     twice = [name for name, count in Counter(seed.id for seed in made).items() if count > 1]
     if twice:
         raise BaizeError(f"two seeds have the id {twice[0]!r}: give each its own")

@@ -91,6 +91,14 @@ def sampling_seed(name: str, call: int) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
+def as_seed(seed: Seed | str) -> Seed:
+    """A question typed in, as a seed with a name made from its text."""
+    if isinstance(seed, Seed):
+        return seed
+    digest = hashlib.sha256(seed.encode("utf-8", "replace")).hexdigest()
+    return Seed(digest[:12], seed, "typed")
+
+
 async def self_chat(
     seed: Seed | str, teacher: Teacher, settings: SelfChatSettings | None = None, *,
     attempt: int = 1,
@@ -109,9 +117,7 @@ async def self_chat(
         BudgetExceeded: the budget does not allow the next call.
         RunStopped: the teacher refuses every call (a bad key, no such model).
     """
-    if isinstance(seed, str):
-        seed = Seed(hashlib.sha256(seed.encode("utf-8", "replace")).hexdigest()[:12], seed, "typed")
-    talk = Talk(seed, teacher, settings or SelfChatSettings(), attempt)
+    talk = Talk(as_seed(seed), teacher, settings or SelfChatSettings(), attempt)
     try:
         ended = await STRATEGIES[talk.settings.strategy](talk)
     except (RunStopped, Halted):
