@@ -352,7 +352,6 @@ def test_a_dialogue_is_charged_to_the_first_filter_that_drops_it():
     bad = talk("", "As an AI language model, I like tea. " * 3, id="bad", cut_turns=(0,))
     filtered = corpus.apply_filters([*corpus_of(3), bad])
     assert +filtered.dropped == {"empty_turn": 1}
-    assert filtered.examples == {"empty_turn": [bad]}
     last_first = dict(reversed(corpus.default_filters().items()))
     assert +corpus.apply_filters([bad], last_first).dropped == {"as_an_ai": 1}
 

@@ -3,7 +3,6 @@
 from baize_lib.corpus.defects import count_defects
 from baize_lib.corpus.filters import apply_filters, default_filters, opening, whole_turns
 from baize_lib.corpus.formats import (
-    Collected,
     from_chat,
     read_dialogues,
     read_sample,
@@ -13,7 +12,7 @@ from baize_lib.corpus.split import asks_a_prompt, export, leakage, split
 from baize_lib.corpus.statistics import beside_published, statistics
 
 __all__ = [
-    "Collected", "read_dialogues", "read_sample", "write_dialogues", "from_chat", "statistics",
+    "read_dialogues", "read_sample", "write_dialogues", "from_chat", "statistics",
     "beside_published", "count_defects", "default_filters", "whole_turns", "apply_filters",
     "opening", "asks_a_prompt", "split", "leakage", "export",
 ]  # fmt: skip

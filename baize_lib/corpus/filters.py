@@ -9,7 +9,7 @@ charged to the first that drops it. What was paid for dropped and failed dialogu
 price of the accepted ones.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,13 +63,11 @@ class Filtered:
 
     Attributes:
         dropped: filter -> dialogues charged to it, in the order the filters ran, zeros included.
-        examples: filter -> the first three dialogues it dropped.
         usage, cost_usd: tokens and USD of everything seen, dropped and failed included.
     """
 
     kept: list[Dialogue]
     dropped: Counter[str]
-    examples: dict[str, list[Dialogue]]
     usage: Usage = NO_USAGE
     cost_usd: float = 0.0
 
@@ -128,29 +126,20 @@ def apply_filters(
         raise BaizeError(f"filters={filters!r:.80}: give a dict, name -> function of a dialogue")
     kept: list[Dialogue] = []
     dropped = Counter(dict.fromkeys(filters, 0))
-    examples: dict[str, list[Dialogue]] = defaultdict(list)
     usage, cost_usd = NO_USAGE, 0.0
-
-    def drop(name: str, dialogue: Dialogue) -> None:
-        dropped[name] += 1
-        if len(examples[name]) < 3:
-            examples[name].append(dialogue)
-
     for dialogue in dialogues_in(dialogues):
         usage += getattr(dialogue, "usage", NO_USAGE)
         cost_usd += getattr(dialogue, "cost_usd", 0.0)
         reason = next((name for name, fires in filters.items() if fires(dialogue)), None)
         if reason:
-            drop(reason, dialogue)
+            dropped[reason] += 1
         else:
             kept.append(dialogue)
     if near_duplicate is not None:
-        dropped["near_duplicate"] = 0
         repeats = {i for g in near_duplicates(map(opening, kept), near_duplicate) for i in g[1:]}
-        for i in sorted(repeats):
-            drop("near_duplicate", kept[i])
+        dropped["near_duplicate"] = len(repeats)
         kept = [dialogue for i, dialogue in enumerate(kept) if i not in repeats]
-    return Filtered(kept, dropped, dict(examples), usage, cost_usd)
+    return Filtered(kept, dropped, usage, cost_usd)
 
 
 def opening(dialogue: Dialogue) -> str:

@@ -34,7 +34,7 @@ from baize_lib.files import write_jsonl
 from baize_lib.seeds.records import records
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["Collected", "from_chat", "read_dialogues", "read_sample", "write_dialogues"]
+__all__ = ["from_chat", "read_dialogues", "read_sample", "write_dialogues"]
 
 NO_USAGE = Usage()
 

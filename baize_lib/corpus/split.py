@@ -186,7 +186,7 @@ def export(
     Raises:
         BaizeError: nothing was kept; it says what took how many.
     """
-    filtered = kept if isinstance(kept, Filtered) else Filtered(list(kept), Counter(), {})
+    filtered = kept if isinstance(kept, Filtered) else Filtered(list(kept), Counter())
     if not filtered.kept:
         raise BaizeError(_why_empty(filtered))
     folder = (run.path if isinstance(run, Run) else Path(run)) / "corpus"

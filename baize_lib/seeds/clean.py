@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from baize_lib.config import BaizeError
@@ -39,19 +40,14 @@ def load_seeds(
     """Read, clean and keep the seeds of a source.
 
     Args:
-        source: one of
-            a built-in set (`general`, `programming`, `medical`, `unsafe`, `harmless`, and in
-            Chinese `chinese`);
-            `hf:quora`, `hf:stackoverflow`, `hf:medquad`, or `hf:` and any data set's name on the
-            Hugging Face hub;
-            a file, folder or zip with MedQuAD XML, a Stack Exchange `Posts.xml` or its API's
-            answers, Quora pairs or another table (`.csv`, `.tsv`, `.parquet`), JSON, JSON lines,
-            or plain text with a question a line; each also as `.gz`;
-            a list of questions.
-        limit: keep no more than so many; reading stops there. Without it, memory grows with what
-            is kept, about 0.5 kB a seed.
-        column: the field that holds the question, where it has another name than question, text,
-            title, prompt, instruction or query.
+        source: a built-in set (one of `BUILT_IN`, or `chinese`); `hf:quora`, `hf:stackoverflow`,
+            `hf:medquad`, or `hf:` and the name of a data set on the Hugging Face hub; a file,
+            folder or zip with MedQuAD XML, a Stack Exchange `Posts.xml` or its API's answers,
+            Quora pairs or another table (`.csv`, `.tsv`, `.parquet`), JSON, JSON lines, or plain
+            text with a question a line, each also as `.gz`; or a list of questions.
+        limit: keep no more than so many, and stop reading there. A seed takes about 0.5 kB.
+        column: the field that holds the question, where it is not called question, text, title,
+            prompt, instruction or query.
         language: "en" or "zh"; questions in another one are dropped. None takes the built-in
             set's own, and "en" for every other source.
         near: drop near-duplicates from this word overlap on (0 to 1; 0.8 is a good start).
@@ -68,10 +64,7 @@ def load_seeds(
     else:
         rows = ((seed.id, seed) for seed in as_seeds(source))
     with closing(_keep(rows, language or "en", kept)) as stream:
-        for seed in stream:
-            kept.append(seed)
-            if len(kept) == limit:
-                break
+        kept.extend(islice(stream, limit))
     if not kept and set(kept.dropped) <= {"unreadable"}:
         first = f" ({kept.problems[0]})" if kept.problems else ""
         raise BaizeError(
