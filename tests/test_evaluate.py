@@ -1,4 +1,4 @@
-"""Prompts, the first-attempt log, verdicts and health."""
+"""Prompts, the first-attempt log, and health."""
 
 import asyncio
 import dataclasses
@@ -9,28 +9,21 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from filelock import FileLock
 from stub_server import StubServer
 
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.corpus.formats import from_chat
 from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts, read_attempts
-from baize_lib.evaluation.checks import CHECKS, Verdict, check
-from baize_lib.evaluation.prompts import load_prompts  # fmt: skip
-from baize_lib.evaluation.statistics import (
-    grade,
-    health,
-    interval,
-    refusal_table,
-    repetition,
-    score_table,
-    verdict_table,
-)
+from baize_lib.evaluation.checks import CHECKS
+from baize_lib.evaluation.health import DETECTORS, health, health_errors
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.evaluation.statistics import grade, score_table, verdict_table
 from baize_lib.files import read_jsonl, sha256_of
 from baize_lib.models.base import load_base
 from baize_lib.teacher.budget import Budget, BudgetExceeded
+from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.prices import Price
 from baize_lib.text import jaccard, near_duplicates
@@ -150,7 +143,7 @@ def test_a_picked_attempt_is_labelled_as_picked(log):
     key = (PROMPTS[-1].id, "base")
     picked = {(a.prompt, a.model): a for a in first_attempts(log, PROMPTS, picked={key: 3})}
     assert picked[key].label == "picked, attempt 3 of 3"
-    assert Counter(a.number for a in picked.values()) == {1: 11, 3: 1}
+    assert Counter(a.number for a in picked.values()) == {1: 17, 3: 1}
     with pytest.raises(BaizeError, match="no attempt 4"):
         first_attempts(log, PROMPTS, picked={key: 4})
 
@@ -159,8 +152,9 @@ def test_a_line_keeps_what_is_needed_to_trust_it(log, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
     ask(Counting({"tuned": tmp_path}), PROMPTS[:1], log=log, temperature=0.7, max_tokens=9)
     lines = list(read_jsonl(log))
-    assert [line["model"] for line in lines] == ["base", "tuned"]
-    assert lines[0]["adapter"] == "" and len(lines[1]["adapter"]) == 16
+    assert [line["model"] for line in lines] == ["base", "own layout", "tuned"]
+    assert [line["layout"] for line in lines] == ["baize", "own", "baize"]
+    assert lines[0]["adapter"] == "" and len(lines[2]["adapter"]) == 16
     assert lines[0]["sampling"] == {"temperature": 0.7, "max_tokens": 9}
     assert {"prompt_hash", "attempt", "seed", "num_tokens", "created", "text"} < set(lines[0])
 
@@ -178,7 +172,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(log):
         ask(Counting(fail_at=4), PROMPTS, log=log, batch_size=2)
     chat = Counting()
     attempts = ask(chat, PROMPTS, log=log, batch_size=2)
-    assert len(chat.asked) == 14 - 4 and len(attempts) == 12
+    assert len(chat.asked) == 21 - 4 and len(attempts) == 18
     assert {a.of for a in attempts} == {1}
 
 
@@ -186,9 +180,9 @@ def test_a_torn_last_line_is_repaired(log):
     ask(Counting(), PROMPTS[:1], log=log)
     whole = log.read_bytes()
     log.write_bytes(whole + b'{"prompt": "torn')
-    assert len(read_attempts(log)) == 2
+    assert len(read_attempts(log)) == 3
     ask(Counting(), PROMPTS[:2], log=log)
-    assert log.read_bytes().startswith(whole) and len(list(read_jsonl(log))) == 4
+    assert log.read_bytes().startswith(whole) and len(list(read_jsonl(log))) == 6
 
 
 def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):
@@ -231,18 +225,14 @@ def test_processes_that_write_one_log_lose_and_tear_nothing(log):
     assert {(a.number, a.of) for a in attempts} == {(1, 2), (2, 2)}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="locks a file as POSIX does")
 def test_a_line_that_another_process_is_writing_is_waited_for_and_not_cut_off(log):
-    import fcntl
-
     ask(Counting(), PROMPTS[:1], models=["base"], log=log)
     line = log.read_bytes().replace(b'"base"', b'"other"')
-    with log.open("ab", buffering=0) as slow:
-        fcntl.flock(slow, fcntl.LOCK_EX)
+    with FileLock(f"{log}.lock"), log.open("ab", buffering=0) as slow:
         slow.write(line[:40])
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(log), "a", "tuned"])
         with pytest.raises(subprocess.TimeoutExpired):
-            writer.wait(2)
+            writer.wait(4)
         slow.write(line[40:])
     assert writer.wait(60) == 0
     assert Counter(a.model for a in read_attempts(log))["other"] == 1
@@ -280,50 +270,42 @@ def test_a_new_adapter_or_other_words_make_a_new_first_attempt(log, tmp_path):
     assert len(read_attempts(log)) == 2
 
 
-def test_a_teacher_is_asked_and_billed_and_its_budget_loses_nothing(log):
+def test_a_teacher_is_asked_through_the_table_of_calls_and_nothing_is_paid_for_twice(log):
     def answer(body):
         return f"{len(body['messages'])} {body['messages'][-1]['content']}"
 
-    async def run(address, tokens=None):
-        price, budget = Price("paid", 1.0, 2.0), Budget(tokens=tokens)
-        options = {"api_key": "k", "price": price, "budget": budget, "max_concurrency": 1}
-        async with Teacher("paid", base_url=address, **options) as teacher:
+    async def run(address, table, budget=None):
+        calls = Calls(table, budget)
+        options = {"api_key": "k", "price": Price("paid", 1.0, 2.0), "max_concurrency": 1}
+        async with Teacher("paid", base_url=address, calls=calls, **options) as teacher:
             attempts = await ask_teacher(teacher, PROMPTS, log=log, max_tokens=20, temperature=0.5)
-        return attempts, budget.spent_usd
+        return attempts, calls.budget.spent_usd
 
+    table = log.parent / "calls.sqlite"
     with StubServer(reply=answer) as stub:
         with pytest.raises(BudgetExceeded):
-            asyncio.run(run(stub.url, tokens=250))
-        paid = len(list(read_jsonl(log)))
-        assert 0 < paid < 7
-        attempts, usd = asyncio.run(run(stub.url))
+            asyncio.run(run(stub.url, table, Budget(tokens=250)))
+        assert 0 < len(list(read_jsonl(log))) < 7
+        attempts, spent = asyncio.run(run(stub.url, table))
+        assert stub.answered == 7
+        log.unlink()  # the log is made again from the table, at no cost
+        again, the_same = asyncio.run(run(stub.url, table))
         assert stub.answered == 7
     lines = [line for attempt in attempts for line in attempt.turns]
     assert len(attempts) == 6 and len(lines) == 7
-    assert Budget().replay(read_jsonl(log)).spent_usd == pytest.approx(
-        sum(line["cost_usd"] for line in lines)
-    )
-    assert sum(line["cost_usd"] for line in lines) > usd > 0
+    assert spent == the_same == pytest.approx(sum(line["cost_usd"] for line in lines))
+    assert [a.replies for a in again] == [a.replies for a in attempts]
     assert attempts[-1].replies[1] == "3 Rewrite it as a function."
     assert lines[0]["stopped_by"] == "end" and lines[0]["sampling"]["temperature"] == 0.5
 
 
-def test_a_call_that_may_have_been_billed_is_in_the_log_and_counts_against_the_budget(log):
-    async def run(address, budget):
-        options = {"api_key": "k", "price": Price("paid", 1.0, 2.0), "budget": budget}
-        async with Teacher("paid", base_url=address, max_attempts=1, **options) as teacher:
-            return await ask_teacher(teacher, PROMPTS[:1], log=log, max_tokens=20)
-
-    with StubServer() as stub:
-        stub.script("malformed")
-        first = Budget(usd=1)
-        with pytest.raises(BaizeError):
-            asyncio.run(run(stub.url, first))
-        assert read_attempts(log) == [] and len(list(read_jsonl(log))) == 1
-        second = Budget(usd=1).replay(read_jsonl(log))
-        assert second.spent_usd == first.spent_usd > 0
-        (attempt,) = asyncio.run(run(stub.url, second))
-    assert attempt.label == "first attempt"
+def test_the_base_speaks_in_its_own_layout_and_the_log_says_so(log):
+    chat = ChatModel(load_base("smollm2-135m", "float32"))
+    options = {"log": log, "max_tokens": 20, "temperature": 0.0}
+    ask(chat, PROMPTS[:1], ("base", "own layout"), **options)
+    ours, own = read_jsonl(log)
+    assert (ours["layout"], own["layout"]) == ("baize", "own") and ours["text"] != own["text"]
+    assert own["text"] == "The capital of Tanzania is Dodoma." and own["stopped_by"] == "end"
 
 
 def test_a_real_base_and_a_real_adapter_answer_and_the_log_says_who_they_were(log):
@@ -361,27 +343,11 @@ def test_verdicts_stand_beside_the_articles(log):
 def test_scores_stand_beside_the_error_of_their_check(log):
     import pandas as pd
 
-    errors = pd.DataFrame({"check": list(CHECKS), "precision": 0.9, "recall": 0.8})
+    errors = pd.DataFrame({"check": list(CHECKS), "precision": 0.9, "recall": 0.8, "look": 0.1})
     graded = grade(PROMPTS, ask(Parrot(), PROMPTS, log=log))
-    scores = score_table(PROMPTS, graded, errors).set_index("category")
+    scores = score_table(PROMPTS, graded, errors).set_index("kind")
     assert scores.loc["fact", ["base", "tuned"]].tolist() == ["0 of 1", "1 of 1"]
     assert scores.loc["fact", "precision"] == 0.9 and "harmless" not in scores.index
-
-
-def test_refusals_are_counted_where_due_and_where_not():
-    prompts = load_prompts(category="unsafe") + load_prompts(category="harmless")
-    graded = {(p.id, "base"): Verdict("bad", "no refusal") for p in prompts}
-    graded |= {(p.id, "strict"): check(p.category, p.check, ["I can't help."]) for p in prompts}
-    table = refusal_table(prompts, graded).set_index(["model", "requests"])
-    assert table["refused"].tolist() == [0, 0, 33, 35]
-    assert 0.7 < table.loc["strict", "unsafe"]["low"] < table.loc["strict", "unsafe"]["high"] == 1
-
-
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_an_interval_holds_its_share_and_stays_between_0_and_1(count, more):
-    low, high = interval(count, count + more)
-    share = count / (count + more) if count + more else 0.5
-    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
 
 
 class Ill(Counting):
@@ -394,14 +360,26 @@ def test_health_counts_what_needs_no_judge(log):
     attempts = ask(Ill(), load_prompts(category="fact")[:4], models=["base"], log=log)
     row = health(attempts).iloc[0]
     assert row["replies"] == 4
-    assert row[["stops", "cut", "tags", "empty"]].tolist() == [0.5, 0.25, 0.25, 0.25]
+    assert row[["stops", "cut", "voices", "empty"]].tolist() == [0.5, 0.25, 0.25, 0.25]
 
 
-def test_repetition_is_seen_in_words_and_in_chinese():
-    assert repetition("one two three four five six") == 0
-    assert repetition("the same again " * 20) > 0.9
-    assert repetition("谢谢你谢谢你谢谢你谢谢你") > 0.5
-    assert repetition("") == repetition("short") == 0
+def test_health_goes_by_the_language_of_the_question(log):
+    french = Said("La capitale de la Tanzanie est Dodoma, une ville au centre du pays.")
+
+    class French(Counting):
+        def reply_batch(self, batch, *, model, **options):
+            return [french if model == "tuned" else Said("It is Dodoma.") for _ in batch]
+
+    report = health(ask(French(), PROMPTS[:1], log=log)).set_index("model")
+    assert report["language"].to_dict() == {"base": 0, "own layout": 0, "tuned": 1}
+
+
+def test_each_detector_is_measured_on_labelled_texts_and_is_mostly_right():
+    errors = health_errors().set_index("detector")
+    assert set(errors.index) == set(DETECTORS)
+    assert (errors["texts"] >= 100).all() and (errors["with it"] >= 15).all()
+    assert (errors["precision"] >= 0.9).all()
+    assert (errors["recall"] >= 0.65).all()
 
 
 def test_the_log_is_plain_json(log):

@@ -7,24 +7,16 @@ import pytest
 from stub_server import StubServer
 
 from baize_lib.config import BaizeError
-from baize_lib.evaluation.attempts import Attempt
-from baize_lib.evaluation.judge import (  # fmt: skip
-    Pair,
-    bias_table,
-    compare,
-    judge_forecast,
-    labelled_pairs,
-    pairs_of,
-    score,
-)
+from baize_lib.evaluation.checks import try_checks
+from baize_lib.evaluation.judge import Pair, bias_table, compare, score
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import TeacherError
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.prices import Price
 
-PAIRS = [Pair(f"p{i}", "Why?", f"short {i}", f"a longer answer {i}") for i in range(20)]
-PAIRS += [Pair(f"q{i}", "Why?", f"a longer answer {i}", f"short {i}") for i in range(20)]
+PAIRS = [Pair("Why?", f"short {i}", f"a longer answer {i}") for i in range(20)]
+PAIRS += [Pair("Why?", f"a longer answer {i}", f"short {i}") for i in range(20)]
 
 
 def judged_by(choose, pairs=PAIRS):
@@ -49,27 +41,32 @@ def shares(judgements):
 
 
 def test_a_judge_that_loves_the_first_answer_is_never_consistent():
-    seen = shares(judged_by(lambda first, second: "1"))
-    assert seen["consistent"] == 0 and seen["prefers the first"] == 1
-    assert seen["prefers the longer"] == 0.5 and seen["a wins"] != seen["a wins"]  # nothing decided
-    assert seen["names a"] == 0.5  # right half the time, as any coin is
+    judgements = judged_by(lambda first, second: "1")
+    seen = shares(judgements)
+    assert seen["consistent"] == 0 and seen["first"] == 1
+    assert seen["longer"] == seen["right"] == 0.5  # right half the time, as any coin is
+    table = bias_table(judgements).set_index("measure")
+    assert table.loc["first", "p"] < 0.001 and table.loc["right", "p"] == 1
 
 
 def test_a_judge_that_loves_length_is_consistent_and_still_found_out():
     judgements = judged_by(lambda first, second: "1" if len(first) > len(second) else "2")
     seen = shares(judgements)
-    assert (seen["consistent"], seen["prefers the longer"], seen["prefers the first"]) == (
-        1,
-        1,
-        0.5,
-    )
-    assert seen["a wins"] == 0.5
+    assert (seen["consistent"], seen["longer"], seen["first"], seen["right"]) == (1, 1, 0.5, 0.5)
     assert [j.winner for j in judgements] == ["b"] * 20 + ["a"] * 20
+
+
+def test_a_pair_is_one_case_and_its_two_orders_are_not_two():
+    rows = bias_table(judged_by(lambda first, second: "1" if first < second else "2", PAIRS[:12]))
+    assert set(rows["pairs"]) == {12}
+    right = rows.set_index("measure").loc["right"]
+    assert right["share"] == 0 and right["p"] == pytest.approx(2 * 0.5**12)  # as of 12, not of 24
 
 
 def test_ties_and_unreadable_replies_are_no_wins():
     ties = judged_by(lambda first, second: "0")
     assert {j.winner for j in ties} == {"tie"} and shares(ties)["consistent"] == 1
+    assert shares(ties)["right"] == 0.5
     silent = judged_by(lambda first, second: "I cannot say.")
     assert {j.winner for j in silent} == {"inconsistent"} and shares(silent)["readable"] == 0
     with pytest.raises(BaizeError, match="no judgements"):
@@ -100,40 +97,30 @@ def test_a_failing_judge_raises_what_went_wrong_itself():
         asyncio.run(run(stub.url))
 
 
-def test_the_forecast_prices_both_orders():
-    teacher = Teacher("m", base_url="http://x", api_key="k", price=Price("m", 2.0, 4.0))
-    tokens, usd = judge_forecast(teacher, PAIRS[:1])
-    twice, _ = judge_forecast(teacher, PAIRS[:1] * 2)
-    assert twice == 2 * tokens and usd == pytest.approx(((tokens - 2) * 2 + 2 * 4) / 1e6)
+def labelled_pairs(count):
+    """Good answers beside bad ones to the same prompt, labelled by hand."""
+    questions = {p.id: "\n\n".join(p.turns) for p in load_prompts()}
+    said = {}
+    for row in try_checks("make"):
+        if not row["check"].startswith("code"):
+            answers = said.setdefault(row["prompt"], {"good": [], "bad": []})
+            answers[row["label"]].append("\n\n".join(row["replies"]))
+    pairs = [
+        Pair(questions[prompt], good, bad)
+        for prompt, answers in said.items()
+        for good, bad in zip(answers["good"], answers["bad"], strict=False)
+    ]
+    return pairs[:: len(pairs) // count][:count]
 
 
-def test_labelled_pairs_put_the_good_answer_first():
-    pairs = labelled_pairs()
-    assert len(pairs) >= 60 and len({p.id for p in pairs}) > 30
-    assert Pair("fact-tanzania-en 0", "What is the capital of Tanzania?",
-                "The capital of Tanzania is Dodoma.", "The capital of Tanzania is Dar es Salaam."
-                ) in pairs  # fmt: skip
-
-
-def test_pairs_are_made_of_the_prompts_both_models_answered():
-    prompts = load_prompts(category="code")[:2]
-    said = lambda p, m: Attempt(p.id, m, "", 1, 1, ({"text": "one"}, {"text": "two"}))  # noqa: E731
-    attempts = [said(prompts[0], "base"), said(prompts[0], "tuned"), said(prompts[1], "base")]
-    (pair,) = pairs_of(prompts, attempts, "base", "tuned")
-    assert pair.id == prompts[0].id and pair.a == "one\n\ntwo"
-
-
-def test_the_embedded_judge_is_not_told_from_chance_and_its_cost_was_foreseen():
-    pairs = labelled_pairs()[::10]
-
+def test_the_small_judge_is_not_told_from_chance_and_its_bill_is_in_the_table():
     async def run():
         async with local_teacher() as teacher:
-            expected = judge_forecast(teacher, pairs)
-            judgements = await compare(teacher, pairs)
-            return expected, judgements, teacher.budget.spent_tokens
+            judgements = await compare(teacher, labelled_pairs(10))
+            return judgements, teacher.budget.spent_tokens
 
-    (tokens, usd), judgements, spent = asyncio.run(run())
+    judgements, spent = asyncio.run(run())
     table = bias_table(judgements).set_index("measure")
-    assert table.loc["names a", "low"] < 0.5 < table.loc["names a", "high"]
+    assert table.loc["right", "p"] > 0.05
     assert table.loc["readable", "share"] == 1  # the grammar sees to that
-    assert usd == 0 and 0.6 < tokens / spent < 1.6
+    assert spent > 2000

@@ -1,90 +1,29 @@
-"""evaluation"""
+"""Ask fairly, check by rule, know what the checks get wrong, and say how sure one may be."""
 
 from baize_lib.evaluation.ablation import HeldOut, held_out, usual_range
-from baize_lib.evaluation.attempts import Attempt, ask, ask_teacher, first_attempts, read_attempts
-from baize_lib.evaluation.checks import (
-    CHECKS,
-    Verdict,
-    check,
-    check_errors,
-    extract_code,
-    load_labelled,
-)
-from baize_lib.evaluation.judge import (
-    Judgement,
-    Pair,
-    bias_table,
-    compare,
-    judge_forecast,
-    labelled_pairs,
-    pairs_of,
-    score,
-)
+from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts
+from baize_lib.evaluation.checks import check, check_errors, try_checks
+from baize_lib.evaluation.health import health, health_errors
+from baize_lib.evaluation.judge import Pair, bias_table, compare, score
 from baize_lib.evaluation.page import page
-from baize_lib.evaluation.prompts import Prompt, load_prompts
-from baize_lib.evaluation.refusals import (
-    GUARDED,
-    Lesson,
-    answers,
-    ask_guarded,
-    declines,
-    keep_proper,
-    read_refusals,
-    refusal_lesson,
-)
-from baize_lib.evaluation.sandbox import Limits, Outcome, run_code
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.evaluation.sandbox import run_code
 from baize_lib.evaluation.statistics import (
+    compare_arms,
     grade,
-    health,
     interval,
-    refusal_table,
-    repetition,
     score_table,
+    true_shares,
     verdict_table,
+    visible_difference,
 )
+from baize_lib.text import declines
 
 __all__ = [
-    "HeldOut",
-    "held_out",
-    "usual_range",
-    "page",
-    "Attempt",
-    "ask",
-    "ask_teacher",
-    "read_attempts",
-    "first_attempts",
-    "Prompt",
-    "load_prompts",
-    "grade",
-    "verdict_table",
-    "score_table",
-    "refusal_table",
-    "interval",
-    "health",
-    "repetition",
-    "Pair",
-    "Judgement",
-    "pairs_of",
-    "labelled_pairs",
-    "judge_forecast",
-    "compare",
-    "bias_table",
-    "score",
-    "Limits",
-    "Outcome",
-    "run_code",
-    "GUARDED",
-    "Lesson",
-    "refusal_lesson",
-    "read_refusals",
-    "ask_guarded",
-    "keep_proper",
-    "declines",
-    "answers",
-    "Verdict",
-    "check",
-    "check_errors",
-    "extract_code",
-    "CHECKS",
-    "load_labelled",
-]
+    "ask", "ask_teacher", "first_attempts", "load_prompts",
+    "check", "check_errors", "declines", "try_checks",
+    "run_code", "health", "health_errors", "page",
+    "grade", "score_table", "verdict_table", "interval", "visible_difference", "compare_arms",
+    "true_shares", "Pair", "compare", "bias_table", "score",
+    "HeldOut", "held_out", "usual_range",
+]  # fmt: skip

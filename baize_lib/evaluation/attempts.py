@@ -6,7 +6,6 @@ came later. Asking again gives back what is in the log:
 
     attempts = ask(chat, load_prompts(origin="article"), log=run.answers_file)
     graded = grade(load_prompts(), attempts)
-    verdict_table(load_prompts(), graded)         # ours, and the article's beside them
     score_table(load_prompts(), graded)           # with the error of each check
     health(attempts)                              # do replies stop, repeat themselves, leak tags?
 
@@ -22,20 +21,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Message
 from baize_lib.evaluation.prompts import Prompt
-from baize_lib.files import read_jsonl, sha256_of
+from baize_lib.files import read_jsonl, repair_tail, sha256_of
 
-__all__ = [
-    "Attempt",
-    "ask",
-    "ask_teacher",
-    "read_attempts",
-    "first_attempts",
-]
+if TYPE_CHECKING:
+    from baize_lib.chat.model import ChatModel
+    from baize_lib.teacher.client import Teacher
+
+__all__ = ["ask", "ask_teacher", "first_attempts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,70 +116,36 @@ def _lines_by_attempt(log: Path | str) -> dict[tuple[Any, ...], dict[int, dict[s
     found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     if Path(log).is_file():
         for line in read_jsonl(log, torn_tail_ok=True):
-            if "failed" in line:  # a call that may have been billed, and brought no answer
-                continue
             key = tuple(line[k] for k in ("prompt", "prompt_hash", "model", "adapter", "attempt"))
             found.setdefault(key, {}).setdefault(line["turn"], line)
     return found
 
 
 def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
-    """Add lines, on the disk when this returns; a line torn by a crash is cut off first.
+    """Add lines, on the disk when this returns; a line torn by a crash is mended first.
 
     Processes take turns, so that none takes the line another is writing for a torn one.
     """
     rows = [json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") for line in lines]
+    from filelock import FileLock
+
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _wait_for_turn(file.fileno())
-        if (end := file.seek(0, os.SEEK_END)) and not _ends_a_line(file, end):
-            file.seek(0)
-            begin = file.read().rfind(b"\n") + 1
-            file.seek(begin)
-            # A whole answer that lacks only its line break may have been shown: it stays.
-            if _is_json(file.read()):
-                file.write(b"\n")
-            else:
-                file.truncate(begin)
-        file.write(b"".join(row + b"\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _wait_for_turn(descriptor: int) -> None:
-    """Hold the file against other writers until it is closed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 40, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _ends_a_line(file: BinaryIO, end: int) -> bool:
-    file.seek(end - 1)
-    return file.read(1) == b"\n"
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
+    with FileLock(f"{path}.lock"):
+        repair_tail(path)
+        with path.open("ab") as file:
+            file.write(b"".join(row + b"\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 # ---- Asking
 
 
 def ask(
-    chat: Any,
+    chat: "ChatModel",
     prompts: Sequence[Prompt],
-    models: Sequence[str] = ("base", "tuned"),
+    models: Sequence[str] = ("base", "own layout", "tuned"),
     *,
     log: Path | str,
     attempts: int = 1,
@@ -193,8 +156,8 @@ def ask(
     """Ask each model each prompt; what is in the log already is not asked again.
 
     Args:
-        chat: a `chat.ChatModel`.
-        models: names the chat model knows, such as "base" and "tuned".
+        models: names the chat model knows: "base" (in Baize's layout), "own layout" (the same
+            weights through the chat template they were tuned with), and adapters like "tuned".
         attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
         sampling: passed on to `chat.reply_batch` (max_tokens, temperature, language…) and logged.
 
@@ -203,16 +166,17 @@ def ask(
     """
     adapters = {model: _adapter_hash(chat, model) for model in models}
     for model, adapter in adapters.items():
-        identity = {"model": model, "adapter": adapter, "base": _base_name(chat)}
+        layout = "own" if model == "own layout" else "baize"
+        who = {"model": model, "layout": layout, "adapter": adapter, "base": _base_name(chat)}
         for number in range(1, attempts + 1):
             options = {**sampling, "seed": seed + number - 1}
             for turn in range(max((len(p.turns) for p in prompts), default=0)):
-                waiting = _unanswered(log, prompts, identity, number, turn)
+                waiting = _unanswered(log, prompts, who, number, turn)
                 for batch in _batches(waiting, batch_size):
                     messages = [conversation for _, conversation in batch]
                     answers = chat.reply_batch(messages, model=model, **options)
                     _append(log, [
-                        _line(prompt, turn, number, identity, options, {
+                        _line(prompt, turn, number, who, options, {
                             "text": a.text, "stopped_by": a.stopped_by,
                             "num_tokens": a.num_tokens, "seconds": a.seconds,
                         })
@@ -222,7 +186,7 @@ def ask(
 
 
 async def ask_teacher(
-    teacher: Any,
+    teacher: "Teacher",
     prompts: Sequence[Prompt],
     *,
     log: Path | str,
@@ -233,34 +197,31 @@ async def ask_teacher(
 ) -> list[Attempt]:
     """The same for a model behind an OpenAI-compatible address, a `teacher.Teacher`.
 
+    Its calls are in the run's table of paid calls like any others, so what they cost is in "spent",
+    and an answer that was paid for is not paid for again.
+
     Args:
         name: the model's column; by default the teacher's model name.
         sampling: passed on to `teacher.chat`, which needs `max_tokens`.
 
     Raises:
-        BaizeError: what the teacher raises, for one when the budget ends; what was answered until
-            then is in the log, so that running again goes on from there. To hold a budget over
-            several runs, start it with `Budget(usd=…).replay(read_jsonl(log))`.
+        BaizeError: what the teacher raises, for one when the budget ends; run it again to go on.
     """
-    identity = {"model": name or teacher.model, "adapter": ""}
+    who = {"model": name or teacher.model, "layout": "own", "adapter": ""}
 
     async def converse(prompt: Prompt, number: int) -> None:
         options = {**sampling, "seed": seed + number - 1}
         for turn in range(len(prompt.turns)):
-            for _, conversation in _unanswered(log, [prompt], identity, number, turn):
+            for _, conversation in _unanswered(log, [prompt], who, number, turn):
                 rows = [{"role": m.role, "content": m.content} for m in conversation]
-                try:
-                    reply = await teacher.chat(rows, **options)
-                except (BaizeError, asyncio.CancelledError) as error:
-                    if usd := getattr(error, "uncertain_usd", 0):
-                        lost = {"failed": str(error) or "interrupted", "uncertain_usd": usd}
-                        _append(log, [_line(prompt, turn, number, identity, options, lost)])
-                    raise
-                _append(log, [_line(prompt, turn, number, identity, options, {
-                    "text": reply.text, "num_tokens": reply.usage.output,
-                    "stopped_by": "end" if reply.finish_reason == "stop" else reply.finish_reason,
+                reply = await teacher.chat(
+                    rows, purpose="evaluation", subject=prompt.id, part=f"turn {turn + 1}",
+                    attempt=number, **options,
+                )  # fmt: skip
+                stopped = "end" if reply.finish_reason == "stop" else reply.finish_reason
+                _append(log, [_line(prompt, turn, number, who, options, {
+                    "text": reply.text, "num_tokens": reply.usage.output, "stopped_by": stopped,
                     "seconds": reply.seconds, "cost_usd": reply.cost_usd,
-                    "uncertain_usd": reply.uncertain_usd,
                 })])  # fmt: skip
 
     try:
@@ -270,18 +231,17 @@ async def ask_teacher(
                     group.create_task(converse(prompt, number))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
-    return [a for a in first_attempts(log, prompts) if a.model == identity["model"]]
+    return [a for a in first_attempts(log, prompts) if a.model == who["model"]]
 
 
 def _unanswered(
-    log: Path | str, prompts: Iterable[Prompt], identity: Mapping[str, str], number: int, turn: int
+    log: Path | str, prompts: Iterable[Prompt], who: Mapping[str, str], number: int, turn: int
 ) -> list[tuple[Prompt, list[Message]]]:
     """The prompts that wait for an answer to `turn`, each with its conversation so far."""
     logged = _lines_by_attempt(log)
     waiting = []
     for prompt in prompts:
-        key = (prompt.id, prompt.hash, identity["model"], identity["adapter"], number)
-        said = logged.get(key, {})
+        said = logged.get((prompt.id, prompt.hash, who["model"], who["adapter"], number), {})
         if turn < len(prompt.turns) and turn not in said:
             conversation: list[Message] = []
             for question, line in zip(prompt.turns, (said[i] for i in range(turn)), strict=False):
@@ -298,24 +258,23 @@ def _batches(waiting: list[tuple[Prompt, list[Message]]], size: int) -> Iterator
 
 
 def _line(
-    prompt: Prompt, turn: int, number: int, identity: Mapping[str, str],
+    prompt: Prompt, turn: int, number: int, who: Mapping[str, str],
     options: Mapping[str, Any], answer: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": turn, "attempt": number,
-        **identity, "sampling": {k: v for k, v in options.items() if k != "seed"},
-        "seed": options["seed"], **answer,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": turn, "attempt": number, **who,
+        "sampling": {k: v for k, v in options.items() if k != "seed"}, "seed": options["seed"],
+        **answer, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
-def _adapter_hash(chat: Any, model: str) -> str:
+def _adapter_hash(chat: "ChatModel", model: str) -> str:
     """16 hex digits that name the adapter's weights; "" for a model without one."""
     folder = getattr(chat, "adapters", {}).get(model)
     return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""
 
 
-def _base_name(chat: Any) -> str:
+def _base_name(chat: "ChatModel") -> str:
     """Which base model "base" is, and in which precision, for whoever reads the log later."""
     base = getattr(chat, "base", None)
     return f"{base.name} in {base.precision}" if base else ""

@@ -1,4 +1,8 @@
-"""evaluation.prompts: moved."""
+"""The questions: the article's six tests, and siblings of ours around them.
+
+>>> load_prompts(origin="article", language="en")[0].turns
+('What is the capital of Tanzania?',)
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,10 +12,7 @@ from typing import Any
 from baize_lib.config import data_dir
 from baize_lib.files import read_jsonl, text_hash
 
-__all__ = [
-    "Prompt",
-    "load_prompts",
-]
+__all__ = ["load_prompts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Prompt:
     """One question, or several asked in turn, and how to judge the answers.
 
     Attributes:
-        category: which check applies, a key of `checks.CHECKS`.
+        category: its kind, which says what checks it: a key of `checks.CHECKS`.
         origin: "article", or "course" for the siblings we wrote around it.
         good: what a good answer contains; `why`: what the prompt is meant to show.
         article: the article's verdicts, `{model: {"verdict", "said"}}`.

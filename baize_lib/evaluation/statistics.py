@@ -1,29 +1,37 @@
-"""evaluation.statistics: moved."""
+"""What the verdicts add up to, and how sure one may be of it.
 
-import math
-from collections.abc import Iterable
+    graded = grade(prompts, attempts)                 # {(prompt id, model): Verdict}
+    score_table(prompts, graded, errors)              # good answers by kind, and the checks' error
+    true_shares(prompts, graded, tried)               # what the share of good answers *is*
+    compare_arms(one, other, prompts)                 # is that difference more than chance?
+
+Three things make such numbers too sure of themselves, and each has its cure here. Few answers: an
+interval, and `visible_difference` before you begin. The same prompts for both models: paired tests,
+with twins (a prompt and its look-alike or translation) taken as one. Checks that err: their error,
+measured on labelled answers, is carried into the share.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from baize_lib.dialogue import AI_TAG, HUMAN_TAG
+import numpy as np
+
 from baize_lib.evaluation.attempts import Attempt
-from baize_lib.evaluation.checks import CHECKS, Verdict, check, check_errors
+from baize_lib.evaluation.checks import CHECKS, Verdict, check
 from baize_lib.evaluation.prompts import Prompt
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
-    "grade",
-    "verdict_table",
-    "score_table",
-    "refusal_table",
-    "interval",
-    "health",
-    "repetition",
-]
-
-
-# ---- Judging
+    "grade", "verdict_table", "score_table", "interval", "visible_difference", "compare_arms",
+    "true_shares",
+]  # fmt: skip
 
 Graded = dict[tuple[str, str], Verdict]  # (prompt id, model) -> verdict
+_DRAWS = 4000
 
 
 def grade(prompts: Iterable[Prompt], attempts: Iterable[Attempt]) -> Graded:
@@ -40,8 +48,8 @@ def grade(prompts: Iterable[Prompt], attempts: Iterable[Attempt]) -> Graded:
     return {(a.prompt, a.model): v for a, v in zip(asked, verdicts, strict=True)}
 
 
-def verdict_table(prompts: Iterable[Prompt], graded: Graded):
-    """Prompts × models as a DataFrame: our verdicts, then the article's own ("Baize, article")."""
+def verdict_table(prompts: Iterable[Prompt], graded: Graded) -> "pd.DataFrame":
+    """Prompts × models: our verdicts, then the article's own ("Baize, article")."""
     import pandas as pd
 
     models = list(dict.fromkeys(model for _, model in graded))
@@ -54,97 +62,188 @@ def verdict_table(prompts: Iterable[Prompt], graded: Graded):
     return pd.DataFrame(rows).fillna("")
 
 
-def score_table(prompts: Iterable[Prompt], graded: Graded, errors: Any = None):
-    """How many answers were good, by category and model, beside what the check gets wrong.
+def score_table(
+    prompts: Iterable[Prompt], graded: Graded, errors: "pd.DataFrame"
+) -> "pd.DataFrame":
+    """Good answers by kind and model, "3 of 8, 1 to look at", beside what the check gets wrong.
 
-    Precision and recall are those of `check_errors()`, or of its earlier result `errors`; for code
-    the mean of its two halves.
+    Args:
+        errors: `check_errors()`; its languages are taken together, and the two halves of code.
     """
     import pandas as pd
 
-    prompts = list(prompts)
-    models = list(dict.fromkeys(model for _, model in graded))
-    errors = check_errors() if errors is None else errors
-    by_category = errors.groupby(errors["check"].str.split(",").str[0])[["precision", "recall"]]
-    by_category = by_category.mean()
+    kinds: dict[str, list[str]] = {}
+    for prompt in prompts:
+        kinds.setdefault(prompt.category, []).append(prompt.id)
+    known = errors.groupby(errors["check"].str.split(",").str[0])[["precision", "recall", "look"]]
     rows = []
-    for category in [c for c in CHECKS if any(p.category == c for p in prompts)]:
-        mine = [p.id for p in prompts if p.category == category]
-        row: dict[str, Any] = {"category": category, "prompts": len(mine)}
-        for model in models:
-            grades = [graded[i, model].grade for i in mine if (i, model) in graded]
-            row[model] = f"{grades.count('good')} of {len(grades)}"
-        rows.append(row | by_category.loc[category].to_dict())
+    for kind in (kind for kind in CHECKS if kind in kinds):
+        row: dict[str, Any] = {"kind": kind, "prompts": len(kinds[kind])}
+        for model in dict.fromkeys(model for _, model in graded):
+            grades = [graded[i, model].grade for i in kinds[kind] if (i, model) in graded]
+            look = f", {grades.count('look')} to look at" if "look" in grades else ""
+            row[model] = f"{grades.count('good')} of {len(grades)}{look}"
+        rows.append(row | known.mean().loc[kind].to_dict())
     return pd.DataFrame(rows)
 
 
-def refusal_table(prompts: Iterable[Prompt], graded: Graded):
-    """Refusals where they are due against refusals where they are not, one row a model and kind.
-
-    "unsafe": declined, and gave nothing away. "harmless": declined all the same (over-refusal).
-    `low` and `high` are the 95% interval of the share.
-    """
-    import pandas as pd
-
-    refused = {"unsafe": lambda v: v.grade == "good", "harmless": lambda v: "refuses" in v.reason}
-    category = {prompt.id: prompt.category for prompt in prompts}
-    rows = []
-    for model in dict.fromkeys(model for _, model in graded):
-        for kind, is_refusal in refused.items():
-            mine = [v for (i, m), v in graded.items() if m == model and category.get(i) == kind]
-            count, of = sum(map(is_refusal, mine)), len(mine)
-            low, high = interval(count, of)
-            rows.append((model, kind, count, of, count / of if of else math.nan, low, high))
-    columns = ["model", "requests", "refused", "of", "share", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+# ---- Few answers
 
 
-def interval(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
+def interval(count: int, of: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share: honest for few cases and for shares near 0 and 1.
 
     >>> tuple(round(x, 2) for x in interval(9, 10))
     (0.6, 0.98)
     """
+    from scipy.stats import binomtest
+
     if of == 0:
         return 0.0, 1.0
-    share, spread = count / of, z * z / of
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = binomtest(count, of).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
-def health(attempts: Iterable[Attempt]):
-    """What needs no judge, one row a model: a DataFrame of shares (0 to 1) over all replies.
+def visible_difference(num_prompts: int, *, lost: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true difference that `num_prompts` prompts would show, 4 times out of 5.
 
-    stops: ended by itself, on the end token. cut: ran into the token limit. tags: went on to speak
-    for the human, or wrote a tag. repetition: see `repetition`. tokens: mean length.
+    "Show" is McNemar's exact test at 5%. A share `lost` of the prompts is answered worse by the
+    better model; the difference is what it gains minus that. 1.0 when nothing would be enough.
+
+    >>> round(visible_difference(12), 2), round(visible_difference(120), 2)
+    (0.68, 0.13)
+    """
+    from scipy.stats import binom
+
+    counts = np.arange(num_prompts + 1)  # rows: prompts that differ, columns: those that are won
+    fewer = np.minimum(counts, counts[:, None] - counts)
+    shows = (fewer >= 0) & (2 * binom.cdf(fewer, counts[:, None], 0.5) < 0.05)
+    for gained in np.arange(lost, 1 - lost + 1e-9, 0.01):
+        differing = binom.pmf(counts, num_prompts, gained + lost)
+        won = binom.pmf(counts, counts[:, None], gained / (gained + lost))
+        if (differing[:, None] * won * shows).sum() >= power:
+            return float(gained - lost)
+    return 1.0
+
+
+# ---- The same prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arm one minus arm other: the mean difference, its 95% interval, and the chance `p` of as
+    large a one if the arms were alike. `won` and `lost` count prompts, `clusters` what they are in.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    won: int
+    lost: int
+    clusters: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), p = {self.p:.3f}; "
+            f"{self.won} better, {self.lost} worse, in {self.clusters} clusters"
+        )
+
+
+def compare_arms(
+    one: Sequence[float], other: Sequence[float], prompts: Sequence[Prompt] | None = None
+) -> Comparison:
+    """Two arms on the same prompts: marks (1 for good, else 0), or losses.
+
+    The interval is a paired bootstrap of whole clusters. Of marks on unrelated prompts the test is
+    McNemar's exact one; else the signs of the clusters' differences are flipped, which is the same
+    for those and holds for losses and twins too.
+
+    Args:
+        prompts: what they were asked; translations and harmless look-alikes are one cluster. By
+            default nothing belongs together.
+
+    >>> round(compare_arms([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 1]).p, 3)
+    0.125
+    """
+    from scipy.stats import binomtest, bootstrap, permutation_test
+
+    gaps = np.asarray(one, float) - np.asarray(other, float)
+    names = range(len(gaps)) if prompts is None else [_cluster(p) for p in prompts]
+    _, of = np.unique(list(names), return_inverse=True)
+    sums, sizes = np.bincount(of, gaps), np.bincount(of).astype(float)
+    won, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
+    if set(np.abs(sums)) <= {0.0, 1.0}:
+        decided = int(np.abs(sums).sum())
+        p = binomtest(int((sums > 0).sum()), decided).pvalue if decided else 1.0
+    else:
+        p = permutation_test(
+            (sums,), np.sum, permutation_type="samples", n_resamples=9999, rng=0
+        ).pvalue
+    low = high = float(gaps.mean())
+    if len(sums) > 1 and np.ptp(sums / sizes):
+        ends = bootstrap(
+            (sums, sizes), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True,
+            vectorized=True, method="percentile", n_resamples=_DRAWS, rng=0,
+        ).confidence_interval  # fmt: skip
+        low, high = float(ends.low), float(ends.high)
+    return Comparison(float(gaps.mean()), low, high, float(p), won, lost, len(sums))
+
+
+def _cluster(prompt: Prompt) -> str:
+    """A name that a prompt shares with its translation and its look-alike."""
+    return min(prompt.id, prompt.twin or prompt.id).rpartition("-")[0]
+
+
+# ---- Checks that err
+
+
+def true_shares(
+    prompts: Iterable[Prompt], graded: Graded, tried: Iterable[Mapping[str, Any]]
+) -> "pd.DataFrame":
+    """The share of good answers, corrected for the checks' mistakes, one row a model.
+
+    Prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633): verdicts on all
+    answers, set right by the few whose truth is known. Half of the labelled answers are good by
+    design and a model's are not, so they count by their label: with e1 the mean verdict on good
+    ones and e0 on bad ones, a mean verdict v means a true share of (v - e0) / (e1 - e0) (Rogan &
+    Gladen 1978). "look" counts half, in all three. The 95% interval holds the chance in all three
+    too (draws from Dirichlet distributions). It assumes that the checks err on a model's answers as
+    on those we labelled, kind by kind and language by language.
+
+    Args:
+        tried: `try_checks()`.
     """
     import pandas as pd
 
-    rows = [
-        {
-            "model": attempt.model, "replies": 1, "stops": line["stopped_by"] == "end",
-            "cut": line["stopped_by"] == "length",
-            "tags": line["stopped_by"] == "tag" or any(tag in line["text"] for tag in _TAGS),
-            "empty": not line["text"].strip(), "repetition": repetition(line["text"]),
-            "tokens": line["num_tokens"],
-        }
-        for attempt in attempts
-        for line in attempt.turns
-    ]  # fmt: skip
-    frame = pd.DataFrame(rows).groupby("model", sort=False)
-    return frame.mean().assign(replies=frame.size()).reset_index()
+    rng, gold = np.random.default_rng(0), {}
+    for row in tried:
+        gold.setdefault((row["check"].split(",")[0], row["language"], row["label"]), []).append(
+            row["grade"]
+        )
+    rows = []
+    for model in dict.fromkeys(model for _, model in graded):
+        strata: dict[tuple[str, str], list[str]] = {}
+        for prompt in prompts:
+            if (prompt.id, model) in graded:
+                kind = (prompt.category, prompt.language)
+                strata.setdefault(kind, []).append(graded[prompt.id, model].grade)
+        drawn, total = np.zeros(_DRAWS), sum(map(len, strata.values()))
+        for kind, grades in strata.items():
+            seen = _mean_verdict(grades, rng)
+            bad, good = (_mean_verdict(gold[*kind, label], rng) for label in ("bad", "good"))
+            drawn += (seen - bad) / np.maximum(good - bad, 0.05) * len(grades) / total
+        called = [grade for grades in strata.values() for grade in grades]
+        low, middle, high = np.percentile(drawn, (2.5, 50, 97.5)).clip(0, 1)
+        rows.append({
+            "model": model, "answers": total, "called good": called.count("good") / total,
+            "to look at": called.count("look") / total, "share": middle, "low": low, "high": high,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-_TAGS = (HUMAN_TAG, AI_TAG, "[Human]", "[AI]", "<|im_")
-
-
-def repetition(text: str, width: int = 4) -> float:
-    """Share of a text's runs of `width` words (characters in Chinese) that came before, 0 to 1.
-
-    >>> repetition("to be or not to be or not to be or not")
-    0.5...
-    """
-    words = list(text) if any("\u4e00" <= c <= "\u9fff" for c in text) else text.lower().split()
-    runs = [tuple(words[i : i + width]) for i in range(len(words) - width + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+def _mean_verdict(grades: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """(draws,) of the mean verdict that these came from: good 1, look 1/2, others 0."""
+    good, look = grades.count("good"), grades.count("look")
+    drawn = rng.dirichlet((good + 1 / 3, look + 1 / 3, len(grades) - good - look + 1 / 3), _DRAWS)
+    return drawn @ (1.0, 0.5, 0.0)

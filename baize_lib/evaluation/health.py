@@ -1,0 +1,74 @@
+"""Is a reply in order, whatever it says? One row a model, each detector with its own error.
+
+Whether a reply stopped by itself, was cut, or is empty is known from the log. Whether it goes round
+in circles, speaks for both sides, or answers in another language is detected in its text, by the
+rules with which a corpus is looked through (`corpus.defects`); `health_errors` says how often they
+are right on the texts labelled by hand in `data/evaluation/labelled_health.jsonl`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from baize_lib.config import data_dir
+from baize_lib.corpus.defects import dangles, loops, speaks_for_both
+from baize_lib.evaluation.attempts import Attempt
+from baize_lib.files import read_jsonl
+from baize_lib.text import language_of, words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["health", "health_errors"]
+
+
+def _another_language(text: str, language: str) -> bool:
+    return language_of(text) not in ("", language)
+
+
+DETECTORS: Mapping[str, Callable[[str, str], bool]] = {  # (text, language asked in) -> it has it
+    "repetition": lambda text, _: bool(loops(text)),
+    "voices": lambda text, _: bool(speaks_for_both(text) or dangles(text)),
+    "language": _another_language,
+}
+
+
+def health(attempts: Iterable[Attempt]) -> "pd.DataFrame":
+    """Shares (0 to 1) over all replies, one row a model.
+
+    stops: ended by itself. cut: ran into the token limit. empty: says nothing. repetition: goes
+    round in circles. voices: went on to speak for the human, or shows a tag of some layout.
+    language: another one than that of the question. tokens: mean length.
+    """
+    import pandas as pd
+
+    rows = []
+    for attempt in attempts:
+        language = attempt.prompt.rpartition("-")[2]
+        for line in attempt.turns:
+            text, stopped = line["text"], line["stopped_by"]
+            found: dict[str, Any] = {n: has(text, language) for n, has in DETECTORS.items()}
+            rows.append({
+                "model": attempt.model, "replies": 1, "stops": stopped == "end",
+                "cut": stopped == "length", "empty": not words(text), **found,
+                "voices": found["voices"] or stopped == "tag", "tokens": line["num_tokens"],
+            })  # fmt: skip
+    frame = pd.DataFrame(rows).groupby("model", sort=False)
+    return frame.mean().assign(replies=frame.size()).reset_index()
+
+
+def health_errors(labelled: Iterable[Mapping[str, Any]] | None = None) -> "pd.DataFrame":
+    """Each detector against our labels: precision and recall, one row a detector."""
+    import pandas as pd
+
+    path = data_dir() / "evaluation" / "labelled_health.jsonl"
+    texts = list(read_jsonl(path) if labelled is None else labelled)
+    rows = []
+    for name, has in DETECTORS.items():
+        found = [(has(row["text"], row["language"]), name in row["faults"]) for row in texts]
+        both, seen = found.count((True, True)), sum(said for said, _ in found)
+        ill = sum(truth for _, truth in found)
+        rows.append({
+            "detector": name, "texts": len(texts), "with it": ill,
+            "precision": both / max(seen, 1), "recall": both / max(ill, 1),
+        })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,272 @@
+"""The code in an answer: found as a careful reader would find it, run, and compared.
+
+An answer may hold a program in pieces, several variants, shell commands and sample output beside
+it, a fence left open. `programs_in` gives what a reader might run, the whole first:
+
+    programs_in("~~~\\nx = 1\\n~~~\\nor\\n~~~\\nx = 2\\n~~~") -> ["x = 1\\nx = 2", "x = 1", "x = 2"]
+
+The best of them counts. Each is tried on several cases: a program prints the right thing also when
+the text or number it was asked about is another one, a function is called with unlike arguments.
+Expected results never enter the sandbox; what came out of it is compared here.
+"""
+
+import ast
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from baize_lib.dialogue import fenced
+from baize_lib.evaluation.sandbox import Limits, Outcome, run_code
+
+_LIMITS = Limits(seconds=3)
+_ELSEWHERE = (
+    "pandas",
+    "numpy",
+    "polars",
+    "simplejson",
+    "ujson",
+    "orjson",
+    "sympy",
+    "more_itertools",
+)
+_RANK = ("bad", "look", "partly", "good")
+Found = tuple[str, str]  # grade, reason
+
+
+# ---- Finding it
+
+
+def programs_in(text: str) -> list[str]:
+    """What a reader might run, in the order in which to try it; [] where there is no code."""
+    blocks, pieces = fenced(text), []
+    for block in blocks:
+        language = re.split(r"[\s{}.,:]+", block.info.strip("{. "))[0].lower()
+        code = _without_prompts(textwrap.dedent(block.code)).strip("\n")
+        if language not in ("py", "python", "python3", "ipython", "pycon", "") or not code.strip():
+            continue
+        if not block.closed:
+            pieces += _runs_of_code(code)
+        elif language or _does_something(code):
+            pieces.append(code)
+    if not blocks:
+        pieces = _runs_of_code(_without_prompts(text))
+        pieces = pieces or list(filter(_does_something, re.findall(r"`([^`\n]+)`", text)))
+    if len(pieces) < 2:
+        return pieces
+    return ["\n".join(pieces), *pieces[:6]]
+
+
+def _without_prompts(code: str) -> str:
+    """Of a session at Python's prompt, what was typed."""
+    if not re.search(r"(?m)^\s*>>> ", code):
+        return code
+    typed = re.findall(r"(?m)^\s*(?:>>>|\.\.\.) ?(.*)$", code)
+    return "\n".join(typed)
+
+
+_CODE_LINE = re.compile(
+    r"\s*(import |from \w+ import|def |class |async |@\w|#|for .+:|while .+:|if .+:|with .+:|try:"
+    r"|[\w.\[\], ]+ [-+*/]?= |[\w.]+\(.*\))"
+)
+
+
+def _runs_of_code(text: str) -> list[str]:
+    """The stretches of lines that are Python, among lines that are prose."""
+    lines, found, start = text.splitlines()[:400], [], 0
+    while start < len(lines):
+        end = len(lines) if _CODE_LINE.match(lines[start]) else start
+        while end > start:
+            try:
+                ast.parse(textwrap.dedent("\n".join(lines[start:end])))
+                break
+            except SyntaxError as error:
+                end = min(end - 1, start + max(0, (error.lineno or 1) - 1))
+            except (ValueError, RecursionError, MemoryError):
+                end = start
+        run = textwrap.dedent("\n".join(lines[start:end])).strip("\n")
+        if _does_something(run):
+            found.append(run)
+        start = max(end, start + 1)
+    return found
+
+
+def _does_something(code: str) -> bool:
+    """It parses, and is more than words or data that happen to parse ("Sure", "[0, 1, 1]")."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(
+        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call | ast.Await)
+        for node in body
+    )
+
+
+# ---- Trying it
+
+
+def runs(spec: Mapping[str, Any], reply: str) -> Found:
+    """The verdict on a first turn, a program: the best of what a reader might run.
+
+    `spec["cases"]`: {"prints": pattern} or {"writes_json": true}, with "files" to run beside, and
+    "swap": {pattern: text} to put into the program first. "constant": what must not be written out.
+    """
+    return _best(programs_in(reply), lambda code: _run_program(spec, code))
+
+
+def follows_up(spec: Mapping[str, Any], replies: Sequence[str]) -> Found:
+    """The verdict on the last turn: it defines a function that gives the right results.
+
+    It may lean on what earlier turns imported. `spec["cases"]`: {"args", "returns"} or {"args",
+    "writes_json": the data}, with "files".
+    """
+    imported = "\n".join(line for reply in replies[:-1] for line in _imports(reply))
+    programs = [
+        code if "__future__" in code else f"{imported}\n{code}" for code in programs_in(replies[-1])
+    ]
+    return _best(programs, lambda code: _call_functions(spec, code))
+
+
+def _imports(reply: str) -> Iterator[str]:
+    for code in programs_in(reply)[:1]:
+        yield from re.findall(r"(?m)^(?:import [\w., ]+|from \w+ import [\w., ]+)$", code)
+
+
+def _best(programs: Sequence[str], tried: Callable[[str], Found]) -> Found:
+    best: Found = ("bad", "no code")
+    for number, code in enumerate(programs):
+        found = tried(code)
+        if number == 0 or _RANK.index(found[0]) > _RANK.index(best[0]):
+            best = found
+        if best[0] == "good":
+            break
+    return best
+
+
+def _run_program(spec: Mapping[str, Any], code: str) -> Found:
+    constant, reason, swapped = spec.get("constant"), "", False
+    if constant and re.search(constant, _without_comments(code)):
+        return "bad", "prints a constant"
+    for case in spec["cases"]:
+        program = code
+        for old, new in case.get("swap", {}).items():
+            program = re.sub(old, new, program)
+        if case.get("swap") and program == code:
+            continue
+        outcome = run_code(program, files=case.get("files"), limits=_LIMITS)
+        missing = re.search(r"NameError: name '(\w+)' is not defined\s*$", outcome.stderr)
+        if missing and "given" in spec:  # the question speaks of data that its reader has
+            outcome = run_code(f"{missing[1]} = {spec['given']!r}\n{program}", limits=_LIMITS)
+        grade, seen = _seen(case, outcome)
+        if grade != "good":
+            asked = f", asked for {next(iter(case['swap'].values()))}" if case.get("swap") else ""
+            return grade, seen + asked
+        reason, swapped = reason or seen, swapped or bool(case.get("swap"))
+    if any(case.get("swap") for case in spec["cases"]) and not swapped:
+        return "look", f"{reason}; not seen to work it out"
+    return "good", reason
+
+
+def _without_comments(code: str) -> str:
+    """The program written anew by Python, without its comments and docstrings."""
+    try:
+        return re.sub(r'(?m)^\s*""".*?"""$', "", ast.unparse(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+
+
+def _seen(case: Mapping[str, Any], outcome: Outcome) -> Found:
+    if outcome.ended != "ok":
+        return _how_it_ended(outcome)
+    if "prints" in case:
+        if found := re.search(case["prints"], outcome.stdout):
+            return "good", f"prints {found[0].strip()[:30]}"
+        return "bad", f"runs, prints {outcome.stdout.strip()[:30]!r}"
+    if any(_json(text) for text in outcome.files.values()):
+        return "good", "leaves a JSON file"
+    return "bad", "no JSON file"
+
+
+def _how_it_ended(outcome: Outcome) -> Found:
+    last = (outcome.stderr.strip().splitlines() or [""])[-1][:80]
+    if outcome.ended != "error" or not last:
+        return "bad", outcome.ended
+    lacks = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
+    if lacks and lacks[1] in _ELSEWHERE:
+        return "look", f"needs {lacks[1]}, which the sandbox lacks"
+    elsewhere = re.search(r"the sandbox does not allow (open|os\.mkdir) ", last)
+    return ("look", f"wants another folder: {last[-60:]}") if elsewhere else ("bad", last)
+
+
+def _call_functions(spec: Mapping[str, Any], code: str) -> Found:
+    """Functions that return are called in one process; each file that is due, in one of its own."""
+    cases = spec["cases"]
+    returning = [case for case in cases if "returns" in case]
+    best: Found = ("bad", "no function")
+    if returning:
+        outcome = _call(code, returning)
+        for name, results in _lines(outcome.report):
+            grades = [_compared(r, c["returns"]) for r, c in zip(results, returning, strict=False)]
+            grade = min(grades, key=_RANK.index, default="bad")
+            seen = {"good": "works", "partly": "gives the right items as another type"}
+            found = grade, f"{name}() {seen.get(grade, 'does not give what is right')}"
+            if best[1] == "no function" or _RANK.index(grade) > _RANK.index(best[0]):
+                best = found
+    for case in (case for case in cases if "writes_json" in case):
+        outcome = _call(code, [case])
+        names = [name for name, _ in _lines(outcome.report)]
+        wrote = [_json(text) for text in outcome.files.values()]
+        if case["writes_json"] not in wrote:
+            grade = "partly" if any(wrote) and names else "bad"
+            best = grade, f"{names[0]}() does not save the data it is given" if names else best[1]
+            break
+        best = "good", f"{names[0]}() works" if names else "writes it"
+    if best[1] == "no function" and outcome.ended != "ok":
+        return _how_it_ended(outcome)
+    return best
+
+
+def _call(code: str, cases: Sequence[Mapping[str, Any]]) -> Outcome:
+    calls = [
+        {"args": case["args"], "files": case.get("files", {}), "writes": "writes_json" in case}
+        for case in cases
+    ]
+    return run_code(code, files=calls[0]["files"], calls=calls, limits=_LIMITS)
+
+
+def _lines(report: str) -> Iterator[tuple[str, list[Any]]]:
+    """The report's whole lines; the program may have written into it what it liked."""
+    for line in report.splitlines():
+        row = _json(line)
+        if isinstance(row, dict) and isinstance(row.get("results"), list):
+            yield str(row.get("name"))[:40], row["results"]
+
+
+def _compared(result: Any, expected: Any) -> str:
+    """One result as `trial.py` reports it, beside what is right."""
+    if not isinstance(result, dict) or "value" not in result:
+        return "bad"
+    value, kind = result["value"], result.get("kind")
+    if isinstance(expected, float) or isinstance(value, float):
+        numbers = all(type(each) in (int, float) for each in (value, expected))
+        return (
+            "good"
+            if numbers and math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-3)
+            else "bad"
+        )
+    if type(value) is not type(expected) or value != expected:
+        return "bad"
+    plain = kind in ("NoneType", "bool", "int", "str", "list", "dict")
+    return "good" if plain else "partly"
+
+
+def _json(text: str) -> Any:
+    """What the JSON says, None where it is none, or nothing but a number, a word or emptiness."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError, MemoryError):
+        return None
+    return value if isinstance(value, dict | list) and value else None
