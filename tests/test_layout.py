@@ -48,7 +48,7 @@ def imported(tree):
 
 def exported(tree):
     for node in tree.body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return [name.value for name in node.value.elts]
     return []
 

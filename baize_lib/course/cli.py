@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from baize_lib.config import BaizeError, Run, data_dir
+from baize_lib.config import BaizeError, Run
 from baize_lib.course import runner
 from baize_lib.course.environment import check_environment
 from baize_lib.course.tiers import Tier, current_tier, open_run
@@ -52,16 +52,16 @@ Adapter = Annotated[Path | None, typer.Option(help="adapter folder; else the run
 Notebooks = Annotated[list[str] | None, typer.Argument(help="only these, for example 04")]
 
 
-@app.command()
-def check(tier: TierName = None) -> None:
+@app.command("check")
+def check_machine(tier: TierName = None) -> None:
     """Look at this machine: Python, packages, key, memory, disk and GPU."""
     report = check_environment()
     print(report)
     raise typer.Exit(0 if report.ok else 1)
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_notebooks(
     notebooks: Notebooks = None,
     bonus: Annotated[bool, typer.Option(help="the notebooks of notebooks/bonus/")] = False,
     tier: TierName = None,
@@ -70,113 +70,99 @@ def run(
     runner.run_course(notebooks or (), bonus=bonus)
 
 
-@app.command()
-def render(notebooks: Notebooks = None, tier: TierName = None) -> None:
+@app.command("render")
+def render_notebooks(notebooks: Notebooks = None, tier: TierName = None) -> None:
     """Run the notebooks and write their outputs into notebooks/ and figures/."""
-    runner.render(notebooks or ())
+    runner.render_course(notebooks or ())
 
 
-@app.command()
-def collect(
+@app.command("collect")
+def collect_dialogues(
     seeds: Annotated[str | None, typer.Argument(help="a set, file or folder of questions")] = None,
     num: Annotated[int | None, typer.Option(help="so many of them")] = None,
-    tier: TierName = None,
-    teacher: Teacher = None,
-    name: RunName = None,
-) -> None:
+    tier: TierName = None, teacher: Teacher = None, name: RunName = None,
+) -> None:  # fmt: skip
     """Let the teacher chat with itself about each question; run it again to go on."""
     from baize_lib.seeds.clean import load_seeds, mix
-
-    chosen, folder = _begin()
-    mixed = not seeds
-    questions = mix(chosen.seed_mix, num or chosen.num_seeds) if mixed else load_seeds(seeds, num)
-    asyncio.run(_collect(list(questions), chosen, folder))
-
-
-async def _collect(questions: list, tier: Tier, folder: Run) -> None:
     from baize_lib.selfchat.collect import collect
     from baize_lib.teacher.calls import Calls
     from baize_lib.teacher.local import teacher_for
     from baize_lib.teacher.meter import CostMeter
 
-    async with teacher_for(
-        tier.teacher, price=tier.price, max_calls=tier.max_calls,
-        calls=Calls(folder.calls_file, tier.budget_usd),
-    ) as teacher:  # fmt: skip
-        with CostMeter(teacher.budget, target=len(questions)) as meter:
-            print(await collect(questions, teacher, tier.selfchat, folder.self_chat, meter=meter))
+    now, run = _begin()
+    asked = list(load_seeds(seeds, num) if seeds else mix(now.seed_mix, num or now.num_seeds))
+
+    async def job() -> object:
+        async with teacher_for(
+            now.teacher, price=now.price, max_calls=now.max_calls,
+            calls=Calls(run.calls_file, now.budget_usd),
+        ) as who:  # fmt: skip
+            with CostMeter(who.budget, target=len(asked)) as meter:
+                return await collect(asked, who, now.selfchat, run.self_chat, meter=meter)
+
+    print(asyncio.run(job()))
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_student(
     file: Annotated[Path | None, typer.Argument(help="a run file, as in data/training/")] = None,
-    tier: TierName = None,
-    student: Student = None,
-    name: RunName = None,
-) -> None:
+    tier: TierName = None, student: Student = None, name: RunName = None,
+) -> None:  # fmt: skip
     """Train the student on the run's dialogues, or as a YAML file says."""
-    from baize_lib.training.fit import fit, main
-
-    if file:
-        raise typer.Exit(main([str(file)]))
     from baize_lib.corpus.filters import apply_filters, whole_turns
     from baize_lib.corpus.formats import read_dialogues
     from baize_lib.corpus.split import export
     from baize_lib.models.base import load_base
+    from baize_lib.training.fit import fit, main
 
-    tier_now, folder = _begin()
-    if not folder.train_file.is_file():
-        collected = map(whole_turns, read_dialogues(folder.self_chat))
-        export(folder, apply_filters(collected), validation=0.2)
-    corpus = [list(read_dialogues(path)) for path in (folder.train_file, folder.validation_file)]
-    base = load_base(tier_now.student, tier_now.precision)
-    fit(base, *corpus, folder.adapter_dir, tier_now.training, on_step=print)
+    if file:
+        raise typer.Exit(main([str(file)]))
+    now, run = _begin()
+    if not run.train_file.is_file():
+        export(run, apply_filters(map(whole_turns, read_dialogues(run.self_chat))), validation=0.2)
+    corpus = [list(read_dialogues(path)) for path in (run.train_file, run.validation_file)]
+    base = load_base(now.student, now.precision)
+    fit(base, *corpus, run.adapter_dir, now.training, on_step=print)
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_student(
     adapter: Adapter = None, tier: TierName = None, student: Student = None, name: RunName = None
 ) -> None:
     """Ask base, own layout and trained student the article's questions; first attempts only."""
     from baize_lib.evaluation.attempts import ask
     from baize_lib.evaluation.prompts import load_prompts
 
-    tier_now, folder = _begin()
-    prompts = load_prompts(origin="article", language="en")
-    options = {"max_tokens": tier_now.evaluation.max_tokens, "temperature": 0.0}
-    chat = _chat_model(tier_now, folder, adapter)
-    asked = ask(chat, prompts, log=folder.answers_file, **options)
-    answers = {(a.prompt, a.model): a.replies for a in asked}
+    prompts, (now, run) = load_prompts(origin="article", language="en"), _begin()
+    options = {"max_tokens": now.evaluation.max_tokens, "temperature": 0.0}
+    answers = ask(_chat(now, run, adapter), prompts, log=run.answers_file, **options)
     for prompt in prompts:
         print(f"\n{' / '.join(prompt.turns)}")
-        for model in ("base", "own layout", "tuned"):
-            print(f"  {model:<11} {' / '.join(answers[prompt.id, model])}")
+        for answer in answers:
+            if answer.prompt == prompt.id:
+                print(f"  {answer.model:<11} {' / '.join(answer.replies)}")
 
 
-@app.command()
-def chat(
+@app.command("chat")
+def chat_page(
     adapter: Adapter = None, tier: TierName = None, student: Student = None, name: RunName = None
 ) -> None:
     """Open a page on this machine to chat with what was trained."""
-    from baize_lib.chat import demo
+    from baize_lib.chat.demo import build
 
-    tier_now, folder = _begin()
-    demo.build(_chat_model(tier_now, folder, adapter)).launch()
+    build(_chat(*_begin(), adapter)).launch()
 
 
-@app.command()
-def serve(
+@app.command("serve")
+def serve_student(
     adapter: Adapter = None,
     port: Annotated[int, typer.Option(help="on this machine only")] = 8000,
-    tier: TierName = None,
-    student: Student = None,
-    name: RunName = None,
-) -> None:
+    tier: TierName = None, student: Student = None, name: RunName = None,
+) -> None:  # fmt: skip
     """Serve what was trained to programs that speak OpenAI's API."""
-    from baize_lib.chat import share
+    from baize_lib.chat.share import serve
 
-    tier_now, folder = _begin()
-    share.serve(_chat_model(tier_now, folder, adapter), port=port)
+    serve(_chat(*_begin(), adapter), port=port)
 
 
 def _begin() -> tuple[Tier, Run]:
@@ -184,16 +170,13 @@ def _begin() -> tuple[Tier, Run]:
     return tier, open_run(tier)
 
 
-def _chat_model(tier: Tier, folder: Run, adapter: Path | None) -> "ChatModel":
-    from baize_lib.chat.model import ChatModel
-    from baize_lib.models.base import load_base
+def _chat(tier: Tier, run: Run, adapter: Path | None) -> "ChatModel":
+    from baize_lib.chat.model import open_chat
 
-    own = folder.adapter_dir if folder.adapter_dir.is_dir() else data_dir() / "adapter"
-    print(f"adapter: {(adapter or own).name} of {(adapter or own).parent.name}")
-    return ChatModel(load_base(tier.student, tier.precision), {"tuned": adapter or own})
+    return open_chat(run, tier.student, tier.precision, adapter)
 
 
-def main() -> None:
+def baize() -> None:
     """The console command; an error that a user can act on is printed without a traceback."""
     try:
         app()
@@ -203,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    baize()

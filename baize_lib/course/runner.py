@@ -233,7 +233,7 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
 
 
-def render(only: Sequence[str] = ()) -> None:
+def render_course(only: Sequence[str] = ()) -> None:
     """Execute at the current tier from an empty run, then write outputs and figures back.
 
     Nothing is written back unless every notebook ran; `only` re-renders those notebooks, bonus ones

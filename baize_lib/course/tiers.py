@@ -30,7 +30,7 @@ from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.teacher.prices import Price
 from baize_lib.training.settings import TrainingSettings
 
-__all__ = ["TIERS", "Tier", "current_tier", "open_run"]
+__all__ = ["TIERS", "current_tier", "open_run"]
 
 
 @dataclass(frozen=True, slots=True)
