@@ -227,15 +227,15 @@ def chinese_reply(body: dict) -> str:
     first = body["messages"][0]["content"]
     if "完整对话" in first:
         return TRANSCRIPT
-    if "扮演" in first:
-        said = body["messages"][-1]["content"].splitlines()[-1]
+    if body["max_tokens"] == CHINESE.question_tokens:
+        said = body["messages"][-2]["content"]
         return f"人类：{said[3:7]}还有哪些要注意的细节？"
     return f"关于“{body['messages'][-1]['content'][:6]}”，先看大小，再看材料，最后比较价格。"
 
 
 def collected(stub, path, settings):
     async def main():
-        options = {"base_url": stub.url, "api_key": "sk-test", "price": PRICE, "weak": True}
+        options = {"base_url": stub.url, "api_key": "sk-test", "price": PRICE}
         batched = path.name == "batch.jsonl"
         kind = BatchTeacher if batched else Teacher
         options |= {"poll_seconds": 0.005} if batched else {}
