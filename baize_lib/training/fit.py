@@ -39,7 +39,7 @@ from baize_lib.training.lora import detach
 from baize_lib.training.loss import backward, held_out_loss, lane_tokens, lanes
 from baize_lib.training.settings import RunFile, TrainingSettings, read_run_file
 from baize_lib.training.several import Team, join, shard
-from baize_lib.training.tokens import Encoded
+from baize_lib.training.tokens import Encoded, chat_template
 
 __all__ = [
     "Step",
@@ -395,6 +395,8 @@ def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
         with quiet():
             run.model.save_pretrained(part, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # an empty form with a path of this machine
+        layout = chat_template(run.base.tokenizer, run.settings.language, run.settings.end_token)
+        write_atomic(part / "chat_template.jinja", layout)
         write_jsonl(part / "history.jsonl", map(asdict, result.history))
         write_atomic(part / "baize_run.json", json.dumps(_card(run, result) | about, indent=1))
         saved = load_file(part / "adapter_model.safetensors")

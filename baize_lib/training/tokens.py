@@ -7,18 +7,30 @@ says; the *loss mask* tells the two apart. Training and chatting both come throu
 """
 
 import html
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from baize_lib.config import BaizeError
-from baize_lib.dialogue import Dialogue, Message, Piece, pieces
+from baize_lib.dialogue import (
+    AI_TAG,
+    HEADER,
+    HUMAN_TAG,
+    Dialogue,
+    Message,
+    Piece,
+    check_language,
+    pieces,
+)
 
 __all__ = [
     "IGNORED",
     "Encoded",
     "encode",
     "prompt_ids",
+    "chat_template",
     "mask_html",
 ]
 
@@ -89,6 +101,46 @@ def prompt_ids(
     for piece in pieces(messages, language=language, open_reply=True):
         ids += _piece_ids(piece, tokenizer, end_token)
     return ids
+
+
+def chat_template(tokenizer: Any, language: str = "en", end_token: bool = True) -> str:
+    """The layout as a Jinja template, for engines that ask a model through its chat template.
+
+    `apply_chat_template` then gives what `dialogue.render` gives, and `prompt_ids` token for token.
+    """
+    begin = tokenizer.bos_token if _start(tokenizer) else ""
+    words = {
+        "header": HEADER[check_language(language)], "begin": begin, "human": f"\n{HUMAN_TAG} ",
+        "ai": f"\n{AI_TAG}", "end": tokenizer.eos_token if end_token else "",
+        "refusal": "roles must alternate, starting with the user",
+    }  # fmt: skip
+    sets = "".join(
+        f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}"
+        for name, text in words.items()
+    )
+    return sets + re.sub(r"\n\s*", "", _TEMPLATE)
+
+
+_TEMPLATE = """
+    {%- set turns = messages -%}
+    {%- if messages[0]["role"] == "system" -%}
+        {%- set header = messages[0]["content"] -%}
+        {%- set turns = messages[1:] -%}
+    {%- endif -%}
+    {{- begin + header -}}
+    {%- for message in turns -%}
+        {%- if message["role"] != ("user" if loop.index0 % 2 == 0 else "assistant") -%}
+            {{- raise_exception(refusal) -}}
+        {%- elif message["role"] == "user" -%}
+            {{- human + message["content"] -}}
+        {%- else -%}
+            {{- ai + " " + message["content"] + end -}}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}
+        {{- ai -}}
+    {%- endif -%}
+"""
 
 
 def _start(tokenizer: Any) -> list[int]:
