@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib.chat.model import ChatModel, _Writer
+from baize_lib.chat.decode import _multiplying, _products
+from baize_lib.chat.model import ChatModel, _end_tokens, _Writer
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue, Message
 from baize_lib.models.base import load_base
@@ -72,7 +73,7 @@ GREEDY = {"temperature": 0, "max_tokens": 10}
 
 @pytest.mark.parametrize("model", ["base", "tuned"])
 def test_greedy_replies_of_a_batch_equal_those_given_one_by_one(chat, model):
-    together = chat.reply_batch(QUESTIONS, model, **GREEDY)
+    together = chat.replies(QUESTIONS, model, **GREEDY)
     alone = [chat.reply(question, model, **GREEDY) for question in QUESTIONS]
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.stopped_by for a in together] == [a.stopped_by for a in alone]
@@ -80,7 +81,7 @@ def test_greedy_replies_of_a_batch_equal_those_given_one_by_one(chat, model):
 
 def test_sampled_replies_are_repeatable_and_do_not_depend_on_their_neighbours(chat):
     options = {"max_tokens": 8, "seed": 3}
-    together = chat.reply_batch(QUESTIONS, **options)
+    together = chat.replies(QUESTIONS, **options)
     assert chat.reply(QUESTIONS[1], **options).text == together[1].text
     assert chat.reply(QUESTIONS[1], **(options | {"seed": 4})).text != together[1].text
 
@@ -106,28 +107,123 @@ def test_the_cached_decoder_writes_what_the_whole_text_computed_anew_would(chat,
 def test_a_model_is_asked_in_the_layout_its_adapter_was_trained_on(base, tmp_path):
     card = {"language": "zh", "settings": {"end_token": False}}
     chat = ChatModel(base, {"v1": write_adapter(tmp_path / "v1", 3, card)})
-    asked = base.tokenizer.decode(chat._prompt(QUESTIONS[2], 20, chat._layout("v1")))
+    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layout("v1")))
     assert asked.startswith("人类与人工智能助手之间的对话。")
     assert "<|im_end|>" not in asked
-    plain = base.tokenizer.decode(chat._prompt(QUESTIONS[2], 20, chat._layout("base")))
+    plain = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layout("base")))
     assert plain.count("<|im_end|>") == 1
 
 
-def test_all_cores_multiply_while_a_reply_is_written_and_only_then(base, adapters):
-    import torch
-
-    from baize_lib.chat.model import _on_all_cores, _plain_layers
-
-    ChatModel(base, adapters)
-    layers = _plain_layers(base.model)
-    assert any("lora_A" in name and m in layers for name, m in base.model.named_modules())
-    rows = torch.randn(3, layers[0].in_features)
+def test_products_are_the_layers_own_with_the_adapter_added_and_only_while_it_writes(
+    base, adapters
+):
+    attached = lora.attach(base, adapters["tuned"])
+    packs = {}
+    products = _products(base.model, attached, packs)
+    layer = next(layer for layer, _ in products if attached in getattr(layer, "scaling", {}))
+    rows = torch.randn(3, layer.in_features)
+    lora.select(base, attached)
     with torch.no_grad():
-        plain = layers[0](rows)
-        with _on_all_cores(layers):
-            assert "forward" in layers[0].__dict__
-            torch.testing.assert_close(layers[0](rows), plain, rtol=1e-4, atol=1e-4)
-    assert not [layer for layer in layers if "forward" in layer.__dict__]
+        own = layer(rows)
+        with _multiplying(products):
+            torch.testing.assert_close(layer(rows), own, rtol=1e-4, atol=1e-4)
+        assert torch.equal(layer(rows), own)
+        lora.select(base, None)
+        plain = layer(rows)
+        with _multiplying(_products(base.model, None, packs)):
+            torch.testing.assert_close(layer(rows), plain, rtol=1e-4, atol=1e-4)
+    assert not [layer for layer, _ in products if "forward" in layer.__dict__]
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_bias": True}, {"rank": 3}])
+def test_an_adapter_that_is_more_than_two_matrices_is_left_to_peft(change):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes))
+    options = {k: v for k, v in change.items() if k != "rank"}
+    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **options))
+    assert bool(_products(peft, "default", {})) == ("rank" in change)
+
+
+def test_packed_weights_follow_the_weights_they_were_made_of(base):
+    chat = ChatModel(base)
+    before = chat.reply("Hi", **GREEDY).text
+    weight = base.model.model.layers[5].mlp.up_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(-3)
+        changed = chat.reply("Hi", **GREEDY).text
+        weight.copy_(kept)
+    assert changed != before
+    assert chat.reply("Hi", **GREEDY).text == before
+
+
+def test_threads_on_one_base_never_see_each_others_adapter(base, adapters):
+    """Two chat models and six threads on one copy of the weights, streamed and in batches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    chats = [ChatModel(base, adapters), ChatModel(base, adapters)]
+    work = [(i, model) for i in range(3) for model in ("base", "tuned", "other", "own layout")]
+    expected = {w: chats[0].reply(QUESTIONS[w[0]], w[1], **GREEDY).text for w in work}
+
+    def ask(number):
+        i, model = work[number % len(work)]
+        if number % 2:
+            said = "".join(chats[number % 2].stream(QUESTIONS[i], model, **GREEDY))
+        else:
+            said = chats[number % 2].replies([QUESTIONS[i]], model, **GREEDY)[0].text
+        return said == expected[i, model]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(2 * len(work))))
+
+
+def test_a_question_may_be_a_plain_text(chat):
+    plain, message = (chat.reply(asked, **GREEDY).text for asked in ("Hi", QUESTIONS[1]))
+    assert plain == message
+    assert [a.text for a in chat.replies(["Hi", "Hi"], **GREEDY)] == [plain] * 2
+
+
+@pytest.mark.parametrize("asked", [None, 7, ["hello"], [{"role": "user", "content": "x"}]])
+def test_what_is_no_question_is_refused_by_name(chat, asked):
+    with pytest.raises(BaizeError, match="a question is a text or a list of Message"):
+        chat.reply(asked)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}],
+)
+def test_sampling_that_cannot_be_is_refused(chat, sampling):
+    with pytest.raises(BaizeError, match="must be at least 1"):
+        chat.reply("Hi", **sampling)
+
+
+def test_half_a_character_in_a_question_is_no_error(chat):
+    assert chat.reply("Hi \ud83d", **GREEDY).num_tokens
+
+
+def test_replies_come_in_the_order_of_the_questions(chat):
+    asked = ["Tell me about " + "many " * n + "things." for n in (9, 1, 5)]
+    together = [a.text for a in chat.replies(asked, **GREEDY)]
+    assert together == [chat.reply(q, **GREEDY).text for q in asked]
+
+
+def test_the_own_layout_is_the_template_the_weights_were_tuned_with(chat, base):
+    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[1]), 10, {}))
+    rows = [{"role": "user", "content": "Hi"}]
+    own = base.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
+    assert asked == own
+    assert "[|Human|]" not in asked
+    assert chat.reply("Hi", "own layout", **GREEDY).text != chat.reply("Hi", **GREEDY).text
+
+
+def test_a_base_without_a_template_of_its_own_says_so(base, monkeypatch):
+    monkeypatch.setattr(base.tokenizer, "chat_template", None)
+    with pytest.raises(BaizeError, match="tuned for no chat layout: ask it as 'base'"):
+        ChatModel(base).reply("Hi", "own layout")
 
 
 def test_base_and_adapters_answer_differently_from_one_copy_of_the_weights(chat, base, adapters):
@@ -174,7 +270,7 @@ def test_training_on_a_base_in_use_takes_the_adapters_off_and_they_come_back(cha
 
 
 def write(base, text, end=False, max_tokens=99):
-    writer = _Writer(base.tokenizer, [], max_tokens, None)
+    writer = _Writer(base.tokenizer, _end_tokens(base), [], max_tokens, None)
     shown = []
     for token in [*base.tokenizer(text).input_ids, *([base.tokenizer.eos_token_id] * end)]:
         if not writer.stopped_by:
@@ -211,7 +307,7 @@ def tokenizer():
 @settings(deadline=None)
 @given(st.text(st.sampled_from("a[|HumanAI] \n坦😀"), max_size=30))
 def test_what_a_stream_has_shown_is_never_taken_back(text):
-    writer = _Writer(tokenizer(), [], 10**6, None)
+    writer = _Writer(tokenizer(), set(), [], 10**6, None)
     shown = ""
     for token in writer.tokenizer(text).input_ids:
         if not writer.stopped_by:
@@ -240,7 +336,9 @@ def test_a_question_that_cannot_fit_is_refused_with_what_to_do(base):
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones(chat):
-    with pytest.raises(BaizeError, match="'best' is not loaded: use one of base, tuned, other"):
+    with pytest.raises(
+        BaizeError, match="'best' is not loaded: use one of base, own layout, tuned, other"
+    ):
         chat.reply(QUESTIONS[0], "best")
 
 

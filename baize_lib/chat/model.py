@@ -4,32 +4,34 @@ The prompt is laid out by the function that laid out the training data. A reply 
 token, or where the model begins to speak for somebody else, or at the length you allow:
 
     chat = ChatModel(load_base(), {"tuned": run.adapter_dir})
-    chat.reply([Message("user", "What is the capital of Tanzania?")], model="tuned").stopped_by
-    -> "end"
+    chat.reply("What is the capital of Tanzania?", model="tuned").stopped_by   # -> "end"
+
+Any number of threads may ask: one at a time computes, a token each, and none sees another's
+adapter.
 """
 
-import contextlib
-import functools
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baize_lib.config import BaizeError
+from baize_lib.chat.decode import Decoder
+from baize_lib.config import BaizeError, Run, data_dir
 from baize_lib.dialogue import AI_TAG, HUMAN_TAG, Message
-from baize_lib.models.base import Base
+from baize_lib.models.base import Base, load_base
 from baize_lib.training.lora import attach, read_card, select
 from baize_lib.training.tokens import prompt_ids
 
-__all__ = [
-    "Answer",
-    "ChatModel",
-]
-
+__all__ = ["ChatModel", "open_chat"]
 
 OWN_LAYOUT = "own layout"
+BATCH = 16  # replies written at the same time
+_ONE_AT_A_TIME = threading.RLock()  # adapters are switched on in weights that all share
+
+Asked = str | Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class ChatModel:
 
     Args:
         base: from `models.load_base`.
-        adapters: adapter folders by name, for example `{"tuned": run.adapter_dir}`.
+        adapters: adapter folders by name, for example `{"tuned": run.adapter_dir}`; a folder alone
+            is "tuned".
         context: tokens of prompt and reply together; default the model's own limit.
 
     Raises:
@@ -66,38 +69,50 @@ class ChatModel:
     def __init__(
         self,
         base: Base,
-        adapters: Mapping[str, Path | str] | None = None,
+        adapters: Mapping[str, Path | str] | Path | str | None = None,
         context: int | None = None,
     ) -> None:
+        adapters = {"tuned": adapters} if isinstance(adapters, Path | str) else adapters
         self.base, self.adapters = base, dict(adapters or {})
-        self.context = context or base.model.config.max_position_embeddings
-        for folder in self.adapters.values():
-            attach(base, folder)
-        select(base, None)
+        limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = context or limit or 2048
+        self._packs: dict[Any, Any] = {}
+        with _ONE_AT_A_TIME:
+            for folder in self.adapters.values():
+                attach(base, folder)
 
-    def reply(self, messages: Sequence[Message], model: str = "base", **sampling: Any) -> Answer:
-        """Answer the last message.
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names `model` may have."""
+        return ("base", OWN_LAYOUT, *self.adapters)
+
+    def reply(self, asked: Asked, model: str = "base", **sampling: Any) -> Answer:
+        """Answer a question, or the last message of a conversation.
 
         Args:
-            messages: alternating, the user's last; the oldest turns are left out to fit.
+            asked: a question, or messages that alternate, the user's last; the oldest turns are
+                left out to fit.
             model: "base", "own layout" or the name of an adapter.
-            sampling: as in `reply_batch`.
+            sampling: as in `replies`.
         """
-        return self.reply_batch([messages], model, **sampling)[0]
+        return self.replies([asked], model, **sampling)[0]
 
-    def stream(
-        self, messages: Sequence[Message], model: str = "base", **sampling: Any
-    ) -> Iterator[str]:
+    def stream(self, asked: Asked, model: str = "base", **sampling: Any) -> Iterator[str]:
         """Yield the reply in parts as they are settled; together they are `reply(...).text`."""
-        said = ""
-        for writers in self._write([messages], model, **sampling):
-            text = writers[0].settled()
-            if len(text) > len(said):
-                yield text[len(said) :]
-                said = text
+        return (text for text, _ in self.follow(asked, model, **sampling) if text)
 
-    def reply_batch(
-        self, conversations: Sequence[Sequence[Message]], model: str = "base", **sampling: Any
+    def follow(
+        self, asked: Asked, model: str = "base", **sampling: Any
+    ) -> Iterator[tuple[str, str]]:
+        """Yield (new text, "") token by token, and at the end what the reply was stopped by."""
+        said = ""
+        for writers in self._write([asked], model, **sampling):
+            text = writers[0].settled()
+            yield text[len(said) :], writers[0].stopped_by
+            said = text
+
+    def replies(
+        self, conversations: Sequence[Asked], model: str = "base", **sampling: Any
     ) -> list[Answer]:
         """Answer several conversations at once; greedy replies equal those given one by one.
 
@@ -107,18 +122,22 @@ class ChatModel:
                 language=None (the adapter's, else "en").
 
         Raises:
-            BaizeError: unknown model, roles that do not alternate, a question beyond the context.
+            BaizeError: unknown model or sampling, roles that do not alternate, a question beyond
+                the context.
         """
-        answers = []
-        for start in range(0, len(conversations), 16):
-            part = conversations[start : start + 16]
-            *_, writers = self._write(part, model, **sampling)
-            answers += [writer.answer() for writer in writers]
-        return answers
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(conversations)), key=lambda i: len(str(conversations[i])))
+        for start in range(0, len(order), BATCH):  # of like length, so that little is padded
+            part = order[start : start + BATCH]
+            *_, writers = self._write([conversations[i] for i in part], model, **sampling)
+            answers |= {i: writer.answer() for i, writer in zip(part, writers, strict=True)}
+        return [answers[i] for i in range(len(conversations))]
+
+    reply_batch = replies
 
     def _write(
         self,
-        conversations: Sequence[Sequence[Message]],
+        conversations: Sequence[Asked],
         model: str,
         max_tokens: int = 256,
         temperature: float = 1.0,
@@ -127,30 +146,37 @@ class ChatModel:
         language: str | None = None,
     ) -> Iterator[list["_Writer"]]:
         """Yield all writers after each token that the unfinished ones wrote."""
-        import torch
-
-        adapter, layout = self._adapter(model), self._layout(model)
+        if not (max_tokens >= 1 and 0 <= temperature < 1e4 and 0 < top_p <= 1):
+            raise BaizeError(
+                f"max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}: max_tokens "
+                "must be at least 1, temperature not negative, top_p above 0 and at most 1"
+            )
+        layout = self._layout(model)
         if layout:
             layout["language"] = language or layout["language"]
-        prompts = [self._prompt(messages, max_tokens, layout) for messages in conversations]
-        writers = [_Writer(self.base.tokenizer, ids, max_tokens, seed) for ids in prompts]
-        decoder = _Decoder(self.base, adapter, prompts)
+        prompts = [self._prompt(_messages(asked), max_tokens, layout) for asked in conversations]
+        ends = _end_tokens(self.base)
+        writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
+        with _ONE_AT_A_TIME:
+            adapter = self._adapter(model)
+            decoder = Decoder(self.base, adapter, prompts, self._packs)
+        active, last = list(range(len(writers))), None
         try:
-            while active := [writer for writer in writers if not writer.stopped_by]:
-                with torch.no_grad(), _on_all_cores(decoder.layers):
-                    logits = decoder.next_logits(active)
-                for writer, row in zip(active, logits, strict=True):
-                    writer.write(_choose(row, temperature, top_p, writer.generator))
+            while active:
+                with _ONE_AT_A_TIME:
+                    logits = decoder.next_logits(active, last)
+                for row, i in zip(logits, active, strict=True):
+                    writers[i].write(_choose(row, temperature, top_p, writers[i].generator))
                 yield writers
+                active = [i for i in active if not writers[i].stopped_by]
+                last = [[writers[i].ids[-1]] for i in active]
         finally:
-            select(self.base, None)
+            with _ONE_AT_A_TIME:
+                select(self.base, None)
 
     def _adapter(self, model: str) -> str | None:
         if model in ("base", OWN_LAYOUT):
             return None
-        if model not in self.adapters:
-            known = ", ".join(["base", OWN_LAYOUT, *self.adapters])
-            raise BaizeError(f"model {model!r} is not loaded: use one of {known}")
         return attach(self.base, self.adapters[model])
 
     def _layout(self, model: str) -> dict[str, Any]:
@@ -158,6 +184,8 @@ class ChatModel:
 
         Empty for the base's own layout.
         """
+        if model not in self.models:
+            raise BaizeError(f"model {model!r} is not loaded: use one of {', '.join(self.models)}")
         if model == OWN_LAYOUT:
             return {}
         card = {} if model == "base" else read_card(self.adapters[model])
@@ -165,21 +193,23 @@ class ChatModel:
         return {"language": card.get("language", "en"), "end_token": end_token}
 
     def _prompt(
-        self, messages: Sequence[Message], max_tokens: int, layout: dict[str, Any]
+        self, messages: list[Message], max_tokens: int, layout: dict[str, Any]
     ) -> list[int]:
         """The prompt's tokens, with the oldest whole turns left out until the reply fits too."""
-        kept = list(messages)
-        first = 1 if kept and kept[0].role == "system" else 0
+        first = 1 if messages and messages[0].role == "system" else 0
         while True:
-            ids = prompt_ids(kept, self.base.tokenizer, **layout) if layout else self._own_ids(kept)
+            if layout:
+                ids = prompt_ids(messages, self.base.tokenizer, **layout)
+            else:
+                ids = self._own_ids(messages)
             if len(ids) + max_tokens <= self.context:
                 return ids
-            if len(kept) < first + 3:
+            if len(messages) < first + 3:
                 raise BaizeError(
                     f"the question has {len(ids)} tokens; with a reply of {max_tokens} it exceeds "
                     f"the context of {self.context}: shorten it or lower max_tokens"
                 )
-            del kept[first : first + 2]
+            del messages[first : first + 2]
 
     def _own_ids(self, messages: Sequence[Message]) -> list[int]:
         tokenizer = self.base.tokenizer
@@ -189,13 +219,50 @@ class ChatModel:
         return list(tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"])
 
 
+def open_chat(
+    run: Run, student: str, precision: str = "auto", adapter: Path | str | None = None
+) -> ChatModel:
+    """The student with the run's own adapter as "tuned", or the recorded one; says which.
+
+    Raises:
+        BaizeError: as `load_base` and `ChatModel`.
+    """
+    adapter = adapter or (run.adapter_dir if run.adapter_dir.is_dir() else data_dir() / "adapter")
+    read_card(adapter)  # before the base is loaded, which takes longer
+    recorded = Path(adapter) == data_dir() / "adapter"
+    print(f"adapter: {'the recorded one, in data/adapter' if recorded else adapter}")
+    return ChatModel(load_base(student, precision), {"tuned": adapter})
+
+
+def _messages(asked: Asked) -> list[Message]:
+    """A question or a conversation as messages; half a character cannot be tokenised."""
+    messages = [Message("user", asked)] if isinstance(asked, str) else asked
+    try:
+        return [
+            Message(m.role, m.content.encode("utf-8", "replace").decode("utf-8")) for m in messages
+        ]
+    except (AttributeError, TypeError) as error:
+        raise BaizeError(
+            f"a question is a text or a list of Message(role, content), not {asked!r:.60}"
+        ) from error
+
+
+def _end_tokens(base: Base) -> set[int]:
+    """Every token that ends a reply: the tokenizer's, and those the model was tuned with."""
+    config = getattr(base.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None) or []
+    return {base.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends)}
+
+
 class _Writer:
     """One reply in the making."""
 
-    def __init__(self, tokenizer: Any, prompt: list[int], max_tokens: int, seed: int | None):
+    def __init__(
+        self, tokenizer: Any, ends: set[int], prompt: list[int], max_tokens: int, seed: int | None
+    ) -> None:
         import torch
 
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.ends, self.max_tokens = tokenizer, ends, max_tokens
         self.begun, self.seconds = time.perf_counter(), 0.0
         self.ids: list[int] = []
         self.text = self.stopped_by = ""
@@ -208,7 +275,7 @@ class _Writer:
 
     def write(self, token: int) -> None:
         self.ids.append(token)
-        if token == self.tokenizer.eos_token_id:
+        if token in self.ends:
             self.stopped_by = "end"
         else:
             self.text = self.tokenizer.decode(self.ids, clean_up_tokenization_spaces=False)
@@ -232,82 +299,6 @@ class _Writer:
 
     def answer(self) -> Answer:
         return Answer(self.text.strip(), self.stopped_by, len(self.ids), self.seconds)
-
-
-class _Decoder:
-    """Next-token logits for several prompts at once, padded on the left, with a key-value cache."""
-
-    def __init__(self, base: Base, adapter: str | None, prompts: Sequence[list[int]]) -> None:
-        import torch
-        from transformers import DynamicCache
-
-        self.base, self.adapter, self.cache = base, adapter, DynamicCache(config=base.model.config)
-        width, device = max(map(len, prompts)), base.model.device
-        self.ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=device)
-        starts = torch.tensor([width - len(ids) for ids in prompts], device=device)
-        self.mask = (torch.arange(width, device=device) >= starts[:, None]).long()
-        self.rows: list[_Writer] | None = None
-        self.layers = _plain_layers(base.model)
-
-    def next_logits(self, active: list[_Writer]) -> Any:
-        """Logits (len(active), vocabulary) after what each writer wrote last, on the CPU."""
-        import torch
-
-        if self.rows is not None:
-            if len(active) < len(self.rows):  # finished rows are dropped: nothing is computed twice
-                keep = torch.tensor([i for i, w in enumerate(self.rows) if not w.stopped_by])
-                keep = keep.to(self.mask.device)
-                self.cache.batch_select_indices(keep)
-                self.mask = self.mask[keep]
-            self.ids = torch.tensor([[w.ids[-1]] for w in active], device=self.mask.device)
-            self.mask = torch.cat([self.mask, torch.ones_like(self.ids)], dim=1)
-        self.rows = active
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -self.ids.shape[1] :]
-        select(self.base, self.adapter)
-        output = self.base.model(
-            input_ids=self.ids, attention_mask=self.mask, position_ids=positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        return output.logits[:, -1].float().cpu()
-
-
-@contextlib.contextmanager
-def _on_all_cores(layers: Sequence[Any]) -> Iterator[None]:
-    """Multiply by oneDNN, which spreads a few rows over a CPU's cores; PyTorch's own way uses one.
-
-    Measured on two cores, SmolLM2-135M in float32, a step of 12 replies: 92 ms instead of 114, with
-    an adapter 135 instead of 187; the same 28 replies either way.
-    """
-    import torch
-
-    def multiply(weight: Any, x: Any) -> Any:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-    for layer in layers:
-        layer.__dict__["forward"] = functools.partial(multiply, layer.weight)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
-
-
-def _plain_layers(model: Any) -> list[Any]:
-    """The layers that `_on_all_cores` can take: on a CPU, in float32, without a bias."""
-    import torch
-
-    if not (
-        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        return []
-    return [
-        layer
-        for layer in model.modules()
-        if type(layer) is torch.nn.Linear
-        and layer.bias is None
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.float32
-    ]
 
 
 def _choose(logits: Any, temperature: float, top_p: float, generator: Any) -> int:
