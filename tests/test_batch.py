@@ -223,6 +223,12 @@ def test_a_field_the_model_does_not_take_is_learnt_from_a_row(stub, tmp_path):
     assert (receipt.ok, batches(stub)) == (6, 2)
 
 
+def test_a_refusal_of_one_row_in_words_of_its_own_fails_that_dialogue_only(stub, tmp_path):
+    stub.script_rows("ok", {"status": 403, "body": {"detail": "Not this one."}}, "ok")
+    receipt = run(stub, tmp_path / "l.jsonl", 3)
+    assert (receipt.ok, receipt.failed, batches(stub)) == (2, 1, 1)
+
+
 def test_a_row_that_means_the_end_stops_the_run(stub, tmp_path):
     stub.rule = lambda body: {"status": 429, "body": {"error": {"code": "insufficient_quota"}}}
     with pytest.raises(RunStopped, match="no money"):

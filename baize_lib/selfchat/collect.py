@@ -83,6 +83,14 @@ class _Session:
                 if self.meter:
                     self.meter.add(line, fresh=False)
 
+    async def rounds(self, seeds: Collection[Seed], retry_failed: bool, concurrency: int) -> None:
+        """Go through the seeds once, or as often as a batch has brought answers."""
+        earlier, again = dict(self.failed), True
+        while again:
+            self.stopped = ""
+            await self.work(_todo(seeds, self, earlier, retry_failed), concurrency)
+            again = await self.teacher.next_round()
+
     async def work(self, todo: Iterator[tuple[Seed, int]], concurrency: int) -> None:
         """Go through `todo`, `concurrency` dialogues at a time."""
         tasks = [asyncio.create_task(self._worker(todo)) for _ in range(concurrency)]
@@ -157,15 +165,10 @@ class _Session:
 
 
 async def collect(
-    seeds: Iterable[Seed | str],
-    teacher: Teacher,
-    settings: SelfChatSettings | None = None,
-    path: Path | str = "self_chat.jsonl",
-    *,
-    retry_failed: bool = False,
-    meter: CostMeter | None = None,
-    concurrency: int | None = None,
-) -> Receipt:
+    seeds: Iterable[Seed | str], teacher: Teacher, settings: SelfChatSettings | None = None,
+    path: Path | str = "self_chat.jsonl", *, retry_failed: bool = False,
+    meter: CostMeter | None = None, concurrency: int | None = None,
+) -> Receipt:  # fmt: skip
     """Make one dialogue of every seed that has none yet, a line each in the file at `path`.
 
     Whatever stops it, call it again with the same arguments to go on. Seeds may be added at the
@@ -198,14 +201,8 @@ async def collect(
         session = _Session(teacher, settings, meter, file)
         session.read_file()
         already, [before] = len(session.done), teacher.calls.query(SPENT)
-        earlier = dict(session.failed)
         try:
-            again = True
-            while again:  # once, or as often as a batch has brought answers
-                session.stopped = ""
-                todo = _todo(seeds, session, earlier, retry_failed)
-                await session.work(todo, concurrency or teacher.max_concurrency)
-                again = await teacher.next_round()
+            await session.rounds(seeds, retry_failed, concurrency or teacher.max_concurrency)
         finally:
             if session.stopped not in ("", "budget"):
                 print(

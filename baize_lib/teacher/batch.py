@@ -1,9 +1,8 @@
 """The Batch API: the same calls at half the price, answered within a day, round by round.
 
-A `BatchTeacher` puts a call off: it is noted in the table of calls, its money held at the batch
-price, and `Waiting` raised. `next_round()` sends all that is wanted, waits, and fills the table.
-Then the same code runs again: what was answered is found, each dialogue gets to its next call. So
-every strategy works, and whatever else asks a teacher; `collect` goes through the rounds by itself:
+A `BatchTeacher` puts a call off: it notes it, holds its money and raises `Waiting`. `next_round()`
+sends all that is wanted, waits, and fills the table; then the same code runs again, finds what was
+answered, and gets to the next call. `collect` goes through the rounds by itself:
 
     teacher = BatchTeacher("gpt-4.1-nano", calls=Calls(run.calls_file, budget=5))
     receipt = await collect(seeds, teacher, SelfChatSettings(), run.self_chat)
@@ -74,6 +73,7 @@ class BatchTeacher(Teacher):
         self._check_halted()
         failure = self._failed.pop(call.key, self._stopped)
         if failure:
+            failure = self._weighed(failure)
             raise failure.error(f"{self.model} at {self.host}: {failure.text}", failure.kind)
         if call.key not in self._wanted and not self.calls.in_batch(call.key):
             self._wanted.add(call.key)
@@ -101,13 +101,11 @@ class BatchTeacher(Teacher):
     async def next_round(self) -> bool:
         """Send what is wanted, wait for every batch under way, and take in what they answer.
 
-        Returns:
-            Whether running the same code again gets on; False if nothing was wanted.
+        Returns whether to run the same code again: False if nothing was wanted.
 
         Raises:
             BaizeError: a batch was refused; the text names the line.
             RunStopped: a batch was cancelled in the provider's console: its answers are kept.
-            asyncio.CancelledError: interrupted; the batches go on and are fetched by the next call.
         """
         with self.calls.held():
             while self._sheets:
@@ -210,6 +208,7 @@ class BatchTeacher(Teacher):
         self, number: int, key: str, outcome: ServerAnswer | Failure, given_up: bool
     ) -> None:
         if isinstance(outcome, ServerAnswer):
+            self._proven = True
             await self.calls.answered(number, self._priced(outcome, batch=True))
             return
         outcome = self._without_key(outcome)

@@ -49,7 +49,7 @@ LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
 MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
 PATIENCE = 4  # times as many attempts where the server only has too much to do
 LEARNT = "field not taken"
-OF_ONE_REQUEST = ("400", "403", "404", "422")  # no reason to stop once others were answered
+OF_ONE_REQUEST = ("400", "403", "404", "422")  # statuses
 OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
@@ -306,11 +306,15 @@ class Teacher:
         self.errors[failure.kind] += 1
         if failure.crowded:
             self._pace.slow_down(spell, failure.wait)
+        failure = self._weighed(failure)
         if issubclass(failure.error, RunStopped):
-            if self._proven and failure.kind in OF_ONE_REQUEST:
-                return replace(failure, error=TeacherError)  # others were answered before
             self._stopped = failure
         return failure
+
+    def _weighed(self, failure: Failure) -> Failure:
+        """Once other calls were answered, a refusal is of this request and stops no run."""
+        alone = self._proven and failure.kind in OF_ONE_REQUEST
+        return replace(failure, error=TeacherError) if alone else failure
 
     def _learn_field(
         self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any]
