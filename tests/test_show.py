@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from baize_lib.course import plots
@@ -69,7 +70,7 @@ def test_models_sets_and_verdicts_have_colours_of_their_own_everywhere():
     assert len({plots.COLOURS[name].lower() for name in named}) == len(named)
     bars = plots.bars({"base": 1, "tuned": 2}, title="t", unit="u").axes[0].patches
     assert [bar.get_facecolor() for bar in bars] == [
-        plots.hex_to_rgba(plots.COLOURS[name]) for name in ("base", "tuned")
+        to_rgba(plots.COLOURS[name]) for name in ("base", "tuned")
     ]
 
 

@@ -6,8 +6,8 @@ key of `COLOURS` is drawn in its colour, others in that of "other" or as `colour
 render`, into `figures/`.
 
 >>> figure = bars({"base": 3, "tuned": 8}, title="Replies that end", unit="replies")
->>> [bar.get_facecolor() == hex_to_rgba(COLOURS["tuned"]) for bar in figure.axes[0].patches]
-[False, True]
+>>> len(figure.axes[0].patches), hue("tuned")
+(2, '#009E73')
 """
 
 import io
@@ -39,13 +39,6 @@ COLOURS = {
 }  # fmt: skip
 COLOURS |= {grade: colour for grade, (_, colour) in MARKS.items()}
 Colours = Mapping[str, str] | None  # name -> key of COLOURS, where it is not the name itself
-
-
-def hex_to_rgba(colour: str) -> tuple[float, ...]:
-    """A colour as matplotlib's four numbers."""
-    from matplotlib.colors import to_rgba
-
-    return to_rgba(colour)
 
 
 def hue(name: str, colours: Colours = None) -> str:
@@ -214,21 +207,16 @@ def scatter_labels(
     points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str,
     colours: Colours = None,
 ) -> "Figure":  # fmt: skip
-    """Named points, each labelled beside its dot; dots that touch share one label."""
+    """Named points, each labelled beside its dot; one that is near the one before it, above it."""
     drawn, axes = _figure(7.0, 3.4)
-    spans = [max(v) - min(v) or 1 for v in zip(*points.values(), strict=True)] or [1, 1]
-    groups: list[list[str]] = []
-    for name in sorted(points, key=lambda name: points[name]):
-        axes.plot(*points[name], "o", ms=9, color=hue(name, colours))
-        last = points[groups[-1][-1]] if groups else (-1e9, -1e9)
-        near = all(abs(a - b) / s < 0.08 for a, b, s in zip(points[name], last, spans, strict=True))
-        if near:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    for group in groups:
-        axes.annotate(", ".join(group), points[group[-1]], xytext=(8, -4),
-                      textcoords="offset points", color=hue(group[-1], colours))  # fmt: skip
+    wide, tall = (max(v) - min(v) or 1 for v in zip(*points.values(), strict=True))
+    before, row = (-1e9, -1e9), 0
+    for name, (across, up) in sorted(points.items(), key=lambda point: point[1]):
+        near = abs(across - before[0]) < 0.08 * wide and abs(up - before[1]) < 0.08 * tall
+        before, row = (across, up), row + 1 if near else 0
+        axes.plot(across, up, "o", ms=9, color=hue(name, colours))
+        axes.annotate(name, before, xytext=(8, -4 + 15 * row), textcoords="offset points",
+                      color=hue(name, colours))  # fmt: skip
     _label(axes, title, x, y)
     axes.margins(x=0.3, y=0.2)
     return drawn

@@ -158,27 +158,24 @@ def _arriving(target: Path) -> Iterator[Path]:
     """A folder beside `target` to make it in, one process at a time; it stays if interrupted."""
     from filelock import FileLock, Timeout
 
-    scratch = target.with_name(f".{target.name}.part")
+    folder, scratch = target.parent, target.with_name(f".{target.name}.part")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"another process is fetching {target.name}: waiting for it", flush=True)
+            print(f"another process is making {target.name}: waiting for it", flush=True)
             lock.acquire()
-    except OSError as error:
-        raise BaizeError(
-            f"cache folder {target.parent} cannot be written ({error.strerror}): "
-            "set BAIZE_CACHE to a folder you own"
-        ) from error
-    try:
         scratch.mkdir(exist_ok=True)
         yield scratch
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise BaizeError(f"{target.parent} is full: {_FULL}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BaizeError(f"{folder} is full: {_FULL}") from error
+        raise BaizeError(
+            f"cache folder {folder} cannot be written ({error.strerror or error}): set BAIZE_CACHE "
+            "to a folder you own"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             scratch.rmdir()  # if nothing is in it
@@ -208,8 +205,10 @@ def _from_hub(model: _Weights, scratch: Path) -> str:
         here = sum(path.stat().st_size for path in scratch.rglob("*.incomplete"))
         _need_disk(scratch, model.num_bytes - here)
         hf_hub_download(repository, file, revision=revision, local_dir=scratch)
+    except BaizeError:
+        raise
     except Exception as error:  # whatever it is, there is another way
-        if isinstance(error, BaizeError) or getattr(error, "errno", 0) == errno.ENOSPC:
+        if getattr(error, "errno", 0) == errno.ENOSPC:
             raise
         return str(error).strip().split("\n")[0] or type(error).__name__
     return ""
