@@ -1,8 +1,4 @@
-"""baize_lib: the small library behind the course; each module is one step of the pipeline.
-
-Seeds -> self-chat -> corpus -> adapter -> evaluation -> demo: import the step you need, for example
-``from baize_lib.selfchat import collect``. Nothing heavy is loaded before it is used.
-"""
+"""The small library behind the course: ten wings, each one step from seeds to a chatbot."""
 
 import os
 import warnings

@@ -12,6 +12,8 @@ import platformdirs
 
 __all__ = ["BaizeError", "Run", "data_dir", "runs_dir", "cache_dir"]
 
+_PACKAGE = Path(__file__).resolve().parent
+
 
 class BaizeError(Exception):
     """An error a user can act on: its text says what is wrong, with what, and what to do."""
@@ -19,17 +21,16 @@ class BaizeError(Exception):
 
 def data_dir() -> Path:
     """The course's `data/` folder: in the clone, or inside the installed package."""
-    package = Path(__file__).resolve().parent
-    in_clone = package.parent / "data"
-    return in_clone if in_clone.is_dir() else package / "_data"
+    in_clone = _PACKAGE.parent / "data"
+    return in_clone if in_clone.is_dir() else _PACKAGE / "_data"
 
 
 def runs_dir() -> Path:
     """Where runs are written: `BAIZE_RUNS`, else `runs/` in the clone or the working folder."""
     if chosen := os.environ.get("BAIZE_RUNS"):
         return Path(chosen).expanduser().resolve()
-    clone = Path(__file__).resolve().parent.parent
-    return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "runs"
+    is_clone = (_PACKAGE.parent / "pyproject.toml").is_file()
+    return (_PACKAGE.parent if is_clone else Path.cwd()) / "runs"
 
 
 def cache_dir() -> Path:
@@ -39,36 +40,17 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("baize-course", appauthor=False))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Run:
     """The files of one run, `runs/<name>/`: each notebook reads the one before it wrote."""
 
     path: Path
 
-    @property
-    def calls_file(self) -> Path:
-        return self.path / "calls.sqlite"
-
-    @property
-    def self_chat(self) -> Path:
-        return self.path / "self_chat.jsonl"
-
-    @property
-    def corpus_dir(self) -> Path:
-        return self.path / "corpus"
-
-    @property
-    def train_file(self) -> Path:
-        return self.corpus_dir / "train.jsonl"
-
-    @property
-    def validation_file(self) -> Path:
-        return self.corpus_dir / "validation.jsonl"
-
-    @property
-    def adapter_dir(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def answers_file(self) -> Path:
-        return self.path / "answers.jsonl"
+    def __post_init__(self) -> None:
+        self.calls_file = self.path / "calls.sqlite"
+        self.self_chat = self.path / "self_chat.jsonl"
+        self.corpus_dir = self.path / "corpus"
+        self.train_file = self.corpus_dir / "train.jsonl"
+        self.validation_file = self.corpus_dir / "validation.jsonl"
+        self.adapter_dir = self.path / "adapter"
+        self.answers_file = self.path / "answers.jsonl"
