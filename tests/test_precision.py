@@ -6,7 +6,7 @@ import torch
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import load_base
 from baize_lib.training.batches import encode_all, micro_batches
-from baize_lib.training.fit import add_adapter
+from baize_lib.training.lora import add_adapter
 from baize_lib.training.loss import backward, held_out_loss
 from baize_lib.training.settings import TrainingSettings
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +18,18 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue, Message
-from baize_lib.models.base import Base, compute_precision, computing_in
+from baize_lib.models.base import Base
 from baize_lib.models.weights import student_dir
-from baize_lib.training import fit as train
+from baize_lib.training import step as steps
 from baize_lib.training.batches import encode_all, epoch_steps, micro_batches
-from baize_lib.training.fast_cpu import lean
+from baize_lib.training.fast_cpu import compute_precision, fast
 from baize_lib.training.fit import fit
-from baize_lib.training.loss import held_out_loss
+from baize_lib.training.lora import add_adapter, attach, detach
+from baize_lib.training.loss import backward, held_out_loss, loss_of, plain_loss
+from baize_lib.training.planner import corpus_of
 from baize_lib.training.settings import TrainingSettings
-from baize_lib.training.tokens import IGNORED, encode, prompt_ids
+from baize_lib.training.step import trainee
+from baize_lib.training.tokens import IGNORED, encode, mask_html, prompt_ids
 
 TOKENIZER = AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
 FAST = TrainingSettings(
@@ -129,7 +133,7 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 
 def test_the_mask_as_html_escapes_what_was_said():
     row = encode(talk("<script>x</script>", "a & b"), TOKENIZER)
-    page = train.mask_html(row, TOKENIZER)
+    page = mask_html(row, TOKENIZER)
     assert "<script>" not in page
     assert page.count("<span") == 2
     assert "#0072B2" in page.split("a &amp; b&lt;|im_end|&gt;")[0]
@@ -140,7 +144,7 @@ def test_the_mask_as_html_escapes_what_was_said():
 
 def gradients(micro_tokens, batch_order=1, quick=True, at_once=1, settings=FAST, compute="float32"):
     base = tiny_base()
-    model = train.add_adapter(base, settings).train()
+    model = add_adapter(base, settings).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide errors in A's gradient
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -149,8 +153,8 @@ def gradients(micro_tokens, batch_order=1, quick=True, at_once=1, settings=FAST,
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     num_labels = sum(row.num_labels for row in rows)
     batches = list(micro_batches(rows, micro_tokens))[::batch_order]
-    with computing_in(model, compute), lean(model) if quick else contextlib.nullcontext():
-        loss = train.backward(model, batches, num_labels, at_once) / num_labels
+    with fast(model, compute) if quick else contextlib.nullcontext():
+        loss = backward(model, batches, num_labels, loss_of(model), at_once) / num_labels
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return loss, grads, model, rows
 
@@ -180,27 +184,27 @@ def test_micro_batches_side_by_side_give_the_same_gradient_bit_for_bit_every_tim
 
 def test_what_fails_in_one_of_the_lanes_is_raised_and_the_threads_are_given_back():
     base, (rows, _) = tiny_base(), encode_all(TALKS, TOKENIZER, FAST)
-    model, threads = train.add_adapter(base, FAST).train(), torch.get_num_threads()
+    model, threads = add_adapter(base, FAST).train(), torch.get_num_threads()
     broken = replace(rows[3], input_ids=[len(TOKENIZER)] * len(rows[3].input_ids))
     with pytest.raises(IndexError):
-        train.backward(model, [[rows[0]], [broken], [rows[1]]], 9, at_once=2)
+        backward(model, [[rows[0]], [broken], [rows[1]]], 9, at_once=2)
     assert torch.get_num_threads() == threads
 
 
-def test_being_lean_twice_is_being_lean_once():
-    model = train.add_adapter(tiny_base(), FAST).train()
+def test_being_fast_twice_is_being_fast_once():
+    model = add_adapter(tiny_base(), FAST).train()
     norm = model.get_base_model().model.norm
-    with lean(model):
+    with fast(model):
         ours = norm.forward
-        with lean(model) as changed:
-            assert changed == 0
+        with fast(model):
+            assert norm.forward is ours
         assert norm.forward is ours
     assert "forward" not in vars(norm)
 
 
 @pytest.mark.parametrize("length", [1, 128, 129, 300])
-def test_lean_blocks_equal_transformers_own_at_any_length(length):
-    model = train.add_adapter(tiny_base(), FAST).train()
+def test_fast_blocks_equal_transformers_own_at_any_length(length):
+    model = add_adapter(tiny_base(), FAST).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -212,7 +216,7 @@ def test_lean_blocks_equal_transformers_own_at_any_length(length):
         return hidden, torch.autograd.grad((hidden * torch.linspace(-1, 1, 32)).sum(), weights)
 
     expected, expected_gradients = hidden_and_gradients()
-    with lean(model):
+    with fast(model):
         hidden, grads = hidden_and_gradients()
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(grads, expected_gradients, strict=True):
@@ -310,31 +314,15 @@ def test_held_out_loss_does_not_depend_on_the_batch_either():
 def test_every_row_is_in_every_epoch_once_whatever_the_batch():
     rows, _ = encode_all(TALKS, TOKENIZER, FAST)
     for epoch in range(3):
-        steps = epoch_steps(rows, replace(FAST, micro_tokens=150), epoch)
-        assert sorted(r.id for step in steps for batch in step for r in batch) == sorted(
-            row.id for row in rows
-        )
-        for step in steps:
-            assert sum(map(len, step)) <= FAST.batch_size
+        steps_of_epoch = epoch_steps(rows, FAST, epoch)
+        assert sorted(r.id for step in steps_of_epoch for r in step) == sorted(r.id for r in rows)
+        assert all(len(step) <= FAST.batch_size for step in steps_of_epoch)
 
 
 def test_rows_of_like_length_share_a_batch():
     rows, _ = encode_all(TALKS * 10, TOKENIZER, FAST)
-    ours = train.padding_waste(rows, replace(FAST, micro_tokens=400))
-    assert ours < 0.1 < train.padding_waste(rows)
-
-
-def test_lean_dropout_leaves_the_mean_of_the_low_rank_part_as_it_is():
-    base = tiny_base()
-    model = train.add_adapter(base, replace(FAST, dropout=0.25)).train()
-    layer = base.model.model.layers[0].self_attn.q_proj
-    torch.nn.init.normal_(layer.lora_B["default"].weight)
-    x = torch.randn(1, 32).expand(4000, 32)
-    with lean(model) as count, torch.no_grad():
-        noisy = layer(x)
-    assert count == 2 * 7 + 5 + 2 * 2  # layers, norms, attention and gate
-    torch.testing.assert_close(noisy.mean(0), model.eval() and layer(x[0]), rtol=0.1, atol=0.1)
-    assert noisy.std(0).min() > 0
+    corpus = corpus_of(rows, replace(FAST, micro_tokens=400))
+    assert corpus.padding < 0.1 < corpus.padding_to_512
 
 
 # --- a run
@@ -416,7 +404,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_difference(tmp_path)
 
 def test_a_checkpoint_that_is_none_is_named(tmp_path):
     (tmp_path / "a.checkpoint").write_text("hello")
-    with pytest.raises(BaizeError, match=r"a\.checkpoint is not a checkpoint"):
+    with pytest.raises(BaizeError, match=r"a\.checkpoint is damaged or not a checkpoint"):
         fit(tiny_base(), TALKS, [], tmp_path / "a", FAST)
 
 
@@ -451,7 +439,7 @@ def test_out_of_memory_names_the_setting_to_change(tmp_path, monkeypatch):
     def too_big(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(train, "backward", too_big)
+    monkeypatch.setattr(steps, "loss_of", lambda _: too_big)  # already in the rehearsal
     with pytest.raises(BaizeError, match="halve micro_tokens"):
         fit(tiny_base(), TALKS[:4], [], tmp_path / "a", FAST)
 
@@ -496,3 +484,148 @@ def test_an_adapter_of_other_settings_is_kept_beside_the_new_one(tmp_path, capsy
     fit(tiny_base(), TALKS, [], tmp_path / "adapter", replace(FAST, rank=2))
     assert (tmp_path / "adapter.1" / "adapter_model.safetensors").is_file()
     assert "kept in adapter.1/" in capsys.readouterr().out
+
+
+# --- what may not go wrong silently
+
+
+def test_other_weights_under_the_same_name_are_another_base(tmp_path, capsys):
+    fit(tiny_base(), TALKS, [], tmp_path / "a", FAST)
+    other = tiny_base()
+    with torch.no_grad():
+        other.model.model.layers[1].mlp.up_proj.weight[0, 0] += 0.01
+    with pytest.raises(BaizeError, match="trained with base"):
+        attach(other, tmp_path / "a")
+    fit(other, TALKS, [], tmp_path / "a", FAST)
+    assert "nothing is trained again" not in capsys.readouterr().out
+    assert (tmp_path / "a.1").is_dir()
+    attach(other, tmp_path / "a")
+
+
+def test_the_same_weights_under_another_name_are_the_same_base(tmp_path):
+    fit(tiny_base(), TALKS, [], tmp_path / "a", FAST)
+    moved = tiny_base("elsewhere/tiny")
+    attach(moved, tmp_path / "a")
+    detach(moved)
+    assert fit(moved, TALKS, [], tmp_path / "a", FAST).adapter_dir == tmp_path / "a"
+
+
+class Exploding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * float("inf")
+
+
+class Calm(torch.nn.Module):
+    """Passes everything on, until its gradient explodes."""
+
+    explodes = False
+
+    def forward(self, x):
+        return Exploding.apply(x) if self.explodes else x
+
+
+def test_a_finite_loss_with_an_infinite_gradient_spoils_nothing(tmp_path, capsys):
+    base, calm = tiny_base(), Calm()
+    base.model.model.norm = torch.nn.Sequential(base.model.model.norm, calm)
+    settings = replace(FAST, checkpoint_every=1)
+
+    def light(step):
+        calm.explodes = step.number == 2
+
+    with pytest.raises(BaizeError, match=r"gradient's norm of step 3 is (nan|inf).*dialogues \d"):
+        fit(base, TALKS, [], tmp_path / "a", settings, light)
+    calm.explodes = False
+    result = fit(base, TALKS, [], tmp_path / "a", settings)
+    assert "going on after step 2" in capsys.readouterr().out
+    assert all(torch.isfinite(torch.tensor(step.grad_norm)) for step in result.history)
+
+
+@pytest.mark.parametrize("place", [0, 40, 0.5, -1])
+def test_a_checkpoint_with_one_flipped_byte_is_damaged(tmp_path, place):
+    interrupted(tmp_path, replace(FAST, checkpoint_every=1))
+    stored = bytearray((tmp_path / "a.checkpoint").read_bytes())
+    stored[int(place * len(stored)) if isinstance(place, float) else place] ^= 1
+    (tmp_path / "a.checkpoint").write_bytes(stored)
+    with pytest.raises(BaizeError, match=r"a\.checkpoint is damaged.*delete it"):
+        fit(tiny_base(), TALKS, [], tmp_path / "a", replace(FAST, checkpoint_every=1))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped"])
+def test_a_damaged_adapter_is_named_and_trained_again(tmp_path, name, harm):
+    fit(tiny_base(), TALKS, [], tmp_path / "a", FAST)
+    path = tmp_path / "a" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if harm == "flipped" else content[: len(content) // 2])
+    with pytest.raises(BaizeError, match="damaged.*train it again"):
+        attach(tiny_base(), tmp_path / "a")
+    fit(tiny_base(), TALKS, [], tmp_path / "a", FAST)
+    attach(tiny_base(), tmp_path / "a")
+
+
+def test_what_filled_the_memory_is_let_go_when_it_runs_out(tmp_path, monkeypatch):
+    filled = []
+
+    def too_big(model, batch):
+        if batch[0].id != "rehearsal":
+            activations = torch.zeros(1000)
+            filled.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return plain_loss(model, batch)
+
+    monkeypatch.setattr(steps, "loss_of", lambda _: too_big)
+    with pytest.raises(BaizeError, match="halve micro_tokens") as kept:
+        fit(tiny_base(), TALKS[:4], [], tmp_path / "a", FAST)
+    assert kept.value
+    assert filled
+    assert all(held() is None for held in filled)
+
+
+def test_no_batch_is_larger_than_micro_tokens_held_out_ones_included(tmp_path):
+    base, sizes = tiny_base(), []
+    base.model.model.embed_tokens.register_forward_hook(lambda _, x, __: sizes.append(x[0].numel()))
+    fit(base, TALKS, TALKS, tmp_path / "a", replace(FAST, micro_tokens=150))
+    assert max(sizes) <= 150
+
+
+def test_float16_scales_its_loss_and_tries_again_when_that_overflows():
+    base = tiny_base()
+    rows, _ = encode_all(TALKS, TOKENIZER, FAST)
+    with trainee(base, FAST) as student, student.computing():
+        loss, _, norm = student.step(1, 10, rows)
+    narrow = replace(base, model=base.model.half(), precision="float16")
+    with trainee(narrow, replace(FAST, compute="auto")) as student, student.computing():
+        assert student.scale == 1024
+        student.scale = 2.0**40
+        found, _, found_norm = student.step(1, 10, rows)
+        assert student.scale < 2.0**40
+    assert found == pytest.approx(loss, rel=5e-3)
+    assert found_norm == pytest.approx(norm, rel=5e-2)
+
+
+def test_an_end_token_that_the_tokenizer_also_knows_as_a_word_stays_text():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [("<unk>", 0.0), ("<s>", -1.0), ("</s>", -1.0), ("▁what", -2.0), ("▁is", -2.0)]
+    letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz</>?.[]|HumanAI\n"]
+    made = Tokenizer(models.Unigram([*words, *dict(letters).items()], unk_id=0))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    unigram = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+    row = encode(talk("what is </s>?", "an </s>."), unigram)
+    assert row.input_ids.count(unigram.eos_token_id) == 1
+    assert row.input_ids[-1] == unigram.eos_token_id
+    assert "what is </s>?" in unigram.decode(row.input_ids)
+
+
+def test_a_row_longer_than_the_base_can_read_is_refused(tmp_path):
+    base = tiny_base()
+    base.model.config.max_position_embeddings = 20
+    with pytest.raises(BaizeError, match=r"tiny reads 20 at most: set max_length=20"):
+        fit(base, TALKS, [], tmp_path / "a", FAST)

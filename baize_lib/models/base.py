@@ -1,31 +1,26 @@
-"""Models: the embedded one, models of the hub, their precision, and the article's three shapes.
+"""A base model, ready to be trained or asked, in a precision chosen with its reason.
 
-The course carries a real language model, SmolLM2-135M-Instruct, as one 98 MB file found or fetched
-through pip. The teacher's server reads that file as it is; the student is the same weights,
-converted once to the ecosystem's format and kept in the cache.
+A base comes from the table of `weights`, from the Hugging Face hub or from a folder. Whatever it
+is, it works here or is refused by name, before its weights are read where that can be known.
 
->>> round(trainable_parameters("7B") / 1e6, 1)  # LoRA r=8 on LLaMA-7B, as published
-17.9
+    load_base("smollm2-135m")    # prints: SmolLM2-135M-Instruct in float32: there is no GPU here
 """
 
-import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
-from baize_lib.models.shapes import BYTES_PER_WEIGHT, Shape
+from baize_lib.models.shapes import Shape
 from baize_lib.models.weights import MODELS, quiet, student_dir
 
-__all__ = [
-    "Base",
-    "load_base",
-    "PRECISIONS",
-    "compute_precision",
-    "computing_in",
-]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["Base", "load_base"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
 
@@ -37,60 +32,98 @@ class Base:
     Attributes:
         model: a transformers causal language model.
         tokenizer: its tokenizer; it has an end token.
-        name: what was asked for: a key of `MODELS`, a hub name or a folder.
+        name: what was asked for, as in `load_base`.
         precision: one of `PRECISIONS` except "auto".
         reason: why this precision, for the reader.
         attached: the adapters on it, kept by `lora.attach` and `lora.select`.
     """
 
-    model: Any
-    tokenizer: Any
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     name: str
     precision: str
     reason: str
     attached: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of every weight, adapters left out; 16 hex digits.
+
+        It takes about a second a gigabyte, and tells apart two models of one name.
+        """
+        import torch
+
+        passing = ("_name_or_path", "transformers_version", "dtype", "architectures")
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in passing}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in self.model.named_parameters():
+            if "lora_" not in name:
+                digest.update(name.replace("base_layer.", "").encode())
+                flat = weight.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
 
 def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False) -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
     Args:
-        name: a key of `MODELS`, a model name on the Hugging Face hub, or a folder.
-        precision: one of `PRECISIONS`.
-        on_cpu: leave the weights in main memory, for `parallel.shard` to spread.
+        name: a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file.
+        precision: "auto", "float32", "bfloat16", "float16", "int8" or "nf4".
+        on_cpu: leave the weights in main memory, for `several.shard` to spread.
 
     Raises:
-        BaizeError: unknown precision; the model cannot be reached; it needs a GPU or memory that
-            this machine lacks; its tokenizer has no end token.
+        BaizeError: unknown precision; the model cannot be reached, is no causal language model,
+            is damaged or lacks weights; it needs a GPU or memory that this machine lacks; its
+            tokenizer has no end token or does not belong to it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = str(student_dir(name)) if name in MODELS else name
     precision, reason = _choose_precision(precision)
+    path = str(student_dir(name)) if name in MODELS or name.endswith(".gguf") else name
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(path)
+        with quiet():  # never code from the hub: nobody would see what it does
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if on_cpu:
                 device = "cpu"
             else:
                 _need_memory(name, Shape.of(config), precision, device.split(":")[0])
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, device_map=device, **_loading(precision)
-            )
-    except (OSError, ValueError, ImportError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path, device_map=device, trust_remote_code=False, output_loading_info=True,
+                **_loading(precision),
+            )  # fmt: skip
+    except BaizeError:
+        raise
+    except Exception as error:
         raise BaizeError(_why_not_loaded(name, precision, error)) from error
     if precision == "nf4":
         _keep_unpacked(model)
-    if tokenizer.eos_token_id is None:
-        raise BaizeError(f"the tokenizer of {name} has no end token: choose another base model")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _check_whole(name, tokenizer, model, sorted(found["missing_keys"]))
     model.name_or_path = MODELS[name].original if name in MODELS else name
     print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
     return Base(model.eval(), tokenizer, name, precision, reason)
+
+
+def _check_whole(
+    name: str, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", missing: list[str]
+) -> None:
+    if missing:
+        raise BaizeError(
+            f"{name} has no weights for {missing[0]} and {len(missing) - 1} more, which would be "
+            "random: it is damaged or no causal language model; choose another base model"
+        )
+    if tokenizer.eos_token_id is None:
+        raise BaizeError(f"the tokenizer of {name} has no end token: choose another base model")
+    known = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.eos_token_id >= known:
+        raise BaizeError(
+            f"the end token of {name} is number {tokenizer.eos_token_id}, and the model knows only "
+            f"{known} tokens: the tokenizer is another model's; put its own beside the weights"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _choose_precision(precision: str) -> tuple[str, str]:
@@ -103,7 +136,7 @@ def _choose_precision(precision: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         if _gpu_has_bfloat16():
             return "bfloat16", "this GPU computes in it, at half the memory of float32"
-        return "float32", "this GPU has no bfloat16, and float16 overflows in training"
+        return "float32", "this GPU has no bfloat16; float16 is faster, for models that bear it"
     return "float32", "there is no GPU here"
 
 
@@ -113,56 +146,8 @@ def _gpu_has_bfloat16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def compute_precision(precision: str, device: str, wanted: str = "auto") -> tuple[str, str]:
-    """What training multiplies in, and why: the base's own precision, or bfloat16 for a base in
-    float32 where this CPU has instructions for it, which are about twice as fast.
-
-    Args:
-        precision: of the base; device: "cpu" or "cuda".
-        wanted: "auto", "float32" or "bfloat16".
-
-    Raises:
-        BaizeError: `wanted` does not go with the base's precision.
-    """
-    import torch
-
-    if wanted == precision or (wanted, precision) == ("bfloat16", "float32"):
-        return wanted, "as asked"
-    if wanted != "auto":
-        raise BaizeError(
-            f"compute={wanted!r} does not go with a base in {precision}: use compute='auto', "
-            "or load the base in float32, which can be trained in 'float32' or 'bfloat16'"
-        )
-    if (precision, device) == ("float32", "cpu"):
-        if torch.cpu._is_amx_tile_supported():
-            return "bfloat16", "this CPU has matrix units for it (AMX)"
-        if torch.cpu._is_avx512_bf16_supported():
-            return "bfloat16", "this CPU has instructions for it (AVX512-BF16)"
-    return precision, "as the base was loaded"
-
-
-@contextlib.contextmanager
-def computing_in(model: Any, precision: str) -> Iterator[None]:
-    """Hold a float32 model's frozen weights in bfloat16 inside the `with`, if that is `precision`.
-
-    The trained weights stay float32, and afterwards the model is what it was, to the bit.
-    """
-    import torch
-
-    kept = []
-    if precision == "bfloat16":
-        for weight in model.parameters():
-            if not weight.requires_grad and weight.dtype == torch.float32:
-                kept.append((weight, weight.data))
-                weight.data = weight.data.to(torch.bfloat16)
-    try:
-        yield
-    finally:
-        for weight, data in kept:
-            weight.data = data
-
-
 def _loading(precision: str) -> dict[str, Any]:
+    """The keyword arguments of `from_pretrained`."""
     import torch
 
     if precision in ("int8", "nf4"):
@@ -176,7 +161,7 @@ def _loading(precision: str) -> dict[str, Any]:
     return {"dtype": getattr(torch, precision)}
 
 
-def _keep_unpacked(model: Any) -> None:
+def _keep_unpacked(model: "PreTrainedModel") -> None:
     """Keep bitsandbytes from repacking weights for a CPU with AVX512-BF16 at the first evaluation.
 
     Packed layers have no backward: training after an evaluation would follow wrong gradients, and
@@ -187,30 +172,31 @@ def _keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _need_memory(name: str, shape: "Shape", precision: str, device: str) -> None:
+def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:
     import psutil
     import torch
 
-    needed = shape.num_parameters * BYTES_PER_WEIGHT[precision]
     size = f"{name} has {shape.num_parameters / 1e9:.1f} billion parameters"
     if device == "cpu" and shape.num_parameters > 3e9:
         raise BaizeError(
             f"{size} and this machine has no GPU: use one (Colab: Runtime > Change runtime type), "
-            "or base_model='smollm2-135m'"
+            "or the base 'smollm2-135m'"
         )
-    have = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
-    if needed > have:
+    full = 2 if device == "cuda" and _gpu_has_bfloat16() else 4
+    needed = shape.gigabytes(precision, full)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if needed > free / 1e9:
         raise BaizeError(
-            f"{size}: {needed / 1e9:.0f} GB in {precision}, and this {device} has "
-            f"{have / 1e9:.0f} GB: use precision='nf4' or a smaller base model"
+            f"{size}: {needed:.1f} GB in {precision}, and this {device} has {free / 1e9:.1f} GB "
+            "free: use precision='nf4' or a smaller base model, or end what else is using it"
         )
 
 
 def _why_not_loaded(name: str, precision: str, error: Exception) -> str:
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and precision in ("int8", "nf4"):
         return f"{precision} needs bitsandbytes: pip install 'baize-course[gpu]' ({error})"
-    first = str(error).strip().splitlines()[0]
-    return (
-        f"base model {name!r} could not be loaded ({first}): check the name and the network (a "
-        "gated model needs `hf auth login`), or use base_model='smollm2-135m', which needs neither"
-    )
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    remedy = "check the name and the network (a gated model needs `hf auth login`)"
+    if Path(name).exists():
+        remedy = "see that the folder is whole, and that the model needs no code of its own"
+    return f"base model {name!r} could not be loaded ({first}): {remedy}, or use 'smollm2-135m'"

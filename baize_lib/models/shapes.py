@@ -1,94 +1,134 @@
-"""The sizes of a model, enough to count its parameters without its weights."""
+"""The sizes of a model, counted by transformers itself on weights that take no memory.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+On PyTorch's *meta device* tensors have shapes and no numbers, so a model of 30 billion parameters
+is there in a second, whatever its family, and can be counted before anything is loaded.
 
+>>> llama = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+>>> Shape.of({"model_type": "llama", **llama}).num_parameters  # LLaMA-7B
+6738415616
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from baize_lib.config import BaizeError
 from baize_lib.models.weights import quiet
 
-__all__ = [
-    "Shape",
-    "ARTICLE_SHAPES",
-    "ARTICLE_TARGETS",
-    "ALL_LINEAR",
-    "trainable_parameters",
-    "BYTES_PER_WEIGHT",
-]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
+__all__ = ["Shape"]
 
-ARTICLE_TARGETS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
-ALL_LINEAR = (*ARTICLE_TARGETS, "o_proj")
-
-
-BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}  # a weight
+_COUNTED: dict[str, "Shape"] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a LLaMA-like model: enough to count its parameters without its weights."""
+    """The sizes of a causal language model.
 
+    Attributes:
+        config: its transformers configuration.
+        num_active: the parameters one token passes: fewer than all in a mixture of experts.
+        num_packed: the parameters that int8 and nf4 pack: those of linear layers but the head.
+        key_size: width of all the keys of a token, and of all its values.
+    """
+
+    config: "PreTrainedConfig" = field(repr=False, compare=False)
+    num_parameters: int
+    num_active: int
+    num_packed: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
-    num_kv_heads: int
+    key_size: int
     vocab_size: int
-    tied: bool = False
 
     @classmethod
-    def of(cls, config: Any) -> "Shape":
-        """The shape of a transformers configuration."""
-        heads = config.num_attention_heads
-        return cls(
-            config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads,
-            getattr(config, "num_key_value_heads", None) or heads, config.vocab_size,
-            bool(config.tie_word_embeddings),
-        )  # fmt: skip
+    def of(cls, config: "PreTrainedConfig | Mapping[str, Any]") -> "Shape":
+        """The shape of a transformers configuration, or of its fields with their `model_type`.
 
-    @property
-    def num_parameters(self) -> int:
-        """All weights; norms included, biases not."""
-        width, kv = self.hidden_size, self.hidden_size // self.num_heads * self.num_kv_heads
-        layer = 2 * width * (width + kv) + 3 * width * self.intermediate_size + 2 * width
-        return (1 if self.tied else 2) * self.vocab_size * width + self.num_layers * layer + width
+        Raises:
+            BaizeError: transformers has no causal language model for it.
+        """
+        if isinstance(config, Mapping):
+            from transformers import AutoConfig
 
-    def config(self) -> Any:
-        """A transformers LlamaConfig of this shape."""
-        from transformers import LlamaConfig
+            config = AutoConfig.for_model(**config)
+        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        if key not in _COUNTED:
+            _COUNTED[key] = cls(config, *_counts(config), *_sizes(config.get_text_config()))
+        return _COUNTED[key]
 
-        return LlamaConfig(
-            hidden_size=self.hidden_size, intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.num_layers, num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_kv_heads, vocab_size=self.vocab_size,
-            tie_word_embeddings=self.tied,
-        )  # fmt: skip
+    def empty_model(self) -> "PreTrainedModel":
+        """The model itself on the meta device."""
+        return _empty_model(self.config)
+
+    def gigabytes(self, precision: str, full: int = 2) -> float:
+        """Memory of the weights in GB.
+
+        Args:
+            precision: of the weights; `full`: bytes of one that int8 and nf4 do not pack.
+
+        Raises:
+            BaizeError: an unknown precision.
+        """
+        if precision not in _BYTES:
+            raise BaizeError(f"precision {precision!r} is unknown: use one of {', '.join(_BYTES)}")
+        if precision not in ("int8", "nf4"):
+            return self.num_parameters * _BYTES[precision] / 1e9
+        rest = self.num_parameters - self.num_packed
+        return (self.num_packed * _BYTES[precision] + rest * full) / 1e9
 
 
-ARTICLE_SHAPES = {  # LLaMA, Touvron et al. 2023, table 2
-    "7B": Shape(4096, 11008, 32, 32, 32, 32000),
-    "13B": Shape(5120, 13824, 40, 40, 40, 32000),
-    "30B": Shape(6656, 17920, 60, 52, 52, 32000),
-}
-
-
-def trainable_parameters(
-    shape: Shape | str, rank: int = 8, targets: Sequence[str] | str = ARTICLE_TARGETS
-) -> int:
-    """How many parameters LoRA trains, counted by PEFT itself on weights that take no memory.
-
-    Args:
-        shape: a Shape, or a key of `ARTICLE_SHAPES`.
-        rank: LoRA's r.
-        targets: names of the linear layers that get an adapter.
-    """
+def _empty_model(config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    shape = ARTICLE_SHAPES[shape] if isinstance(shape, str) else shape
-    with quiet(), torch.device("meta"):  # the meta device: shapes without numbers
-        from peft import LoraConfig, get_peft_model
+    name = config.name_or_path or config.model_type
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # each family has its own ways to fail
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaizeError(
+            f"{name} ({config.model_type}) is no causal language model that transformers can make "
+            f"({first}): choose another base model"
+        ) from error
 
-        named = targets if isinstance(targets, str) else list(targets)
-        lora = LoraConfig(r=rank, target_modules=named, task_type="CAUSAL_LM")
-        model = get_peft_model(LlamaForCausalLM(shape.config()), lora)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+def _counts(config: "PreTrainedConfig") -> tuple[int, int, int]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    model, text = _empty_model(config), config.get_text_config()
+    total = model.num_parameters()
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    there = _first(text, *names) or 1
+    used = _first(text, "num_experts_per_tok", "moe_topk", "moe_k") or there
+    packed = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+    )
+    return total, total - experts + experts * used // there, packed
+
+
+def _sizes(text: "PreTrainedConfig") -> tuple[int, ...]:
+    """As the configuration names them; families without such a size get LLaMA's usual relation."""
+    width, heads = _first(text, "hidden_size") or 1, _first(text, "num_attention_heads") or 1
+    shared = _first(text, "num_key_value_heads", "num_kv_heads") or heads
+    inner = _first(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner") or 4 * width
+    head = _first(text, "head_dim") or width // heads
+    layers = _first(text, "num_hidden_layers") or 1
+    return width, inner, layers, heads, shared * head, text.vocab_size
+
+
+def _first(config: "PreTrainedConfig", *names: str) -> int | None:
+    values = (getattr(config, name, None) for name in names)
+    found = next((value for value in values if value), None)
+    return max(found) if isinstance(found, list | tuple) else found

@@ -1,35 +1,32 @@
-"""From a corpus to the batches of a training run, and the settings that decide about them.
+"""From a corpus to the batches of a training run.
 
 A step's dialogues are shuffled, yet alike in length, so that little of what is computed is padding.
 What a *micro-batch* holds changes speed and memory and nothing else.
 
     rows, counts = encode_all(dialogues, tokenizer, settings)
-    for step in epoch_steps(rows, settings, epoch=0):
-        for micro_batch in step:              # list of Encoded, shortest first
-            ...
+    for rows_of_step in epoch_steps(rows, settings, epoch=0):
+        for micro_batch in micro_batches(rows_of_step, settings.micro_tokens): ...
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Dialogue
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.tokens import Encoded, encode
 
-__all__ = [
-    "encode_all",
-    "padding_waste",
-    "epoch_steps",
-    "micro_batches",
-]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["encode_all"]
 
 
 def encode_all(
-    dialogues: Sequence[Dialogue], tokenizer: Any, settings: TrainingSettings
+    dialogues: Sequence[Dialogue], tokenizer: "PreTrainedTokenizerBase", settings: TrainingSettings
 ) -> tuple[list[Encoded], Counter[str]]:
     """Encode a corpus. Returns the rows, and counts of dialogues dropped or cut, by reason.
 
@@ -37,12 +34,10 @@ def encode_all(
         BaizeError: a dialogue is malformed; it is named.
     """
     rows, reasons = [], Counter()
+    chosen = (settings.max_length, settings.loss_on, settings.language, settings.end_token)
     for number, dialogue in enumerate(dialogues, start=1):
         try:
-            row = encode(
-                dialogue, tokenizer, settings.max_length, settings.loss_on, settings.language,
-                settings.end_token,
-            )  # fmt: skip
+            row = encode(dialogue, tokenizer, *chosen)
         except BaizeError as error:
             name = getattr(dialogue, "id", "") or number
             raise BaizeError(f"dialogue {name}: {error}") from error
@@ -54,23 +49,10 @@ def encode_all(
     return rows, +reasons
 
 
-def padding_waste(rows: Sequence[Encoded], settings: TrainingSettings | None = None) -> float:
-    """Share of computed tokens that are padding, in [0, 1): ours, or 512-padded without settings.
-
-    Args:
-        rows: the corpus; settings: how it would be batched, or None for Baize's fixed 512.
-    """
-    real = sum(len(row.input_ids) for row in rows)
-    if settings is None:
-        return 1 - real / (512 * len(rows))
-    batches = [batch for step in epoch_steps(rows, settings, 0) for batch in step]
-    return 1 - real / sum(len(batch) * max(len(r.input_ids) for r in batch) for batch in batches)
-
-
 def epoch_steps(
     rows: Sequence[Encoded], settings: TrainingSettings, epoch: int
-) -> list[list[list[Encoded]]]:
-    """One epoch: optimiser steps of micro-batches of rows, shuffled, yet alike in length."""
+) -> list[list[Encoded]]:
+    """One epoch: the rows of each optimiser step, shuffled, yet alike in length."""
     shuffled = list(rows)
     random.Random(f"{settings.seed} {epoch}").shuffle(shuffled)
     window, size = 16 * settings.batch_size, settings.batch_size
@@ -79,7 +61,7 @@ def epoch_steps(
         near = sorted(shuffled[start : start + window], key=lambda row: len(row.input_ids))
         steps += [near[i : i + size] for i in range(0, len(near), size)]
     random.Random(f"{settings.seed} {epoch} steps").shuffle(steps)
-    return [list(micro_batches(step, settings.micro_tokens)) for step in steps]
+    return steps
 
 
 def micro_batches(rows: Sequence[Encoded], micro_tokens: int) -> Iterator[list[Encoded]]:

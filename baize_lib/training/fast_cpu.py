@@ -1,285 +1,362 @@
-"""The same training in fewer passes over memory: LoRA layers, norms, LLaMA's blocks, lean.
+"""The same training in fewer passes over memory: inside one `with`, the same numbers, sooner.
 
-A LoRA layer computes y = W x + s B A drop(x). PEFT writes that as eight operations forward and a
-dozen backward, most of which only move numbers, and on a CPU moving is what takes the time. Here it
-is one operation: the low-rank part is added in place, backward is written out, layers that read the
-same x share its passes, and dropout draws eight mask entries from one random number (so its rate is
-a multiple of 1/256).
+    with fast(model, "bfloat16"):      # a PEFT model; afterwards it is what it was, to the bit
+        ...
 
-    g = s B' dy        dx = W' dy + drop'(A' g)        dA = g drop(x)'        dB = s dy (A drop(x))'
+On a CPU most of the time of LoRA training goes into moving numbers, not into multiplying them. So
+inside `fast` frozen weights are held in the precision that is multiplied in, and a block's parts
+are computed by the functions below, each of which does in one pass what PyTorch's do in several:
+
+    LoraLinears  the layers that read the same x, with their adapters      any family, any device
+    RMSNorm      LLaMA's norm                                              LLaMA and its relatives
+    Gated        silu(gate) * up                                           LLaMA and its relatives
+    Attention    rotated, causal, grouped attention                        the same, on a CPU
+    HeadLoss     cross-entropy without ever holding all the logits         plain heads (`loss`)
+
+Each has its gradient written out. What is not of a kind known here keeps its own code. This room
+loads torch; the others import it when they compute.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-__all__ = [
-    "lean",
-    "attend",
-]
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx as Context
+from torch.nn import functional
+
+from baize_lib.config import BaizeError
+
+__all__: list[str] = []
+
+_FAMILY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "SmolLM3")  # one formula for their parts
+_ROTATED = ("Llama", "Mistral", "Qwen2")  # nothing between the projections and the rotation
+_BLOCK = 128  # queries that are attended from at once
+SLICE = 2048  # tokens of the vocabulary whose logits exist at once
+
+
+def compute_precision(precision: str, device: str, wanted: str = "auto") -> tuple[str, str]:
+    """What training multiplies in, and why: the base's own precision, or bfloat16 for a base in
+    float32 where this CPU has instructions for it, which are about twice as fast.
+
+    Args:
+        precision: of the base; device: "cpu" or "cuda"; wanted: `TrainingSettings.compute`.
+
+    Raises:
+        BaizeError: `wanted` does not go with the base's precision.
+    """
+    if wanted == precision or (wanted, precision) == ("bfloat16", "float32"):
+        return wanted, "as asked"
+    if wanted != "auto":
+        raise BaizeError(
+            f"compute={wanted!r} does not go with a base in {precision}: use compute='auto', "
+            "or load the base in float32, which can be trained in 'float32' or 'bfloat16'"
+        )
+    if (precision, device) == ("float32", "cpu"):
+        if torch.cpu._is_amx_tile_supported():
+            return "bfloat16", "this CPU has matrix units for it (AMX)"
+        if torch.cpu._is_avx512_bf16_supported():
+            return "bfloat16", "this CPU has instructions for it (AVX512-BF16)"
+    return precision, "as the base was loaded"
+
+
+def product_rate(precision: str) -> float:
+    """Operations a second of plain matrix products of a small model's sizes, on this CPU."""
+    dtype, rates = getattr(torch, precision), []
+    x, w = torch.randn(1024, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
+    for _ in range(6):
+        begun = time.perf_counter()
+        for _ in range(20):
+            x @ w.T
+        rates.append(20 * 2 * x.numel() * len(w) / (time.perf_counter() - begun))
+    return statistics.median(rates[1:])  # a core that has idled takes a moment to reach its clock
 
 
 @contextlib.contextmanager
-def lean(model: Any) -> Iterator[int]:
-    """Make a PEFT model's plain LoRA layers, norms and blocks lean inside the `with`; gives how
-    many modules that is.
+def fast(model: nn.Module, precision: str = "") -> Iterator[None]:
+    """Inside the `with`, `model` computes as told above; being fast twice is being fast once.
 
-    Layers with DoRA, a bias or quantised weights, and norms that are trained, keep their own code,
-    and so does attention on a GPU, which has fast kernels of its own.
+    Args:
+        model: a transformers or PEFT model, of any family.
+        precision: "bfloat16" holds a float32 model's frozen weights in it; else they stay.
     """
-    changed = []
+    wide, changed = [], []
+    if precision == "bfloat16":
+        wide = [(p, p.data) for p in model.parameters() if not p.requires_grad]
+        wide = [(p, data) for p, data in wide if data.dtype == torch.float32]
+        for weight, data in wide:
+            weight.data = data.to(torch.bfloat16)
     for module in model.modules():
-        if "forward" in vars(module):  # somebody else's, or made lean already
+        if "forward" in vars(module):  # somebody else's, or ours already
             continue
-        if lean_forward := _lean_forward(module, model.device.type):
-            module.forward = functools.partial(lean_forward, module)
+        if forward := _fast_forward(module, model.device.type):
+            module.forward = functools.partial(forward, module)
             changed.append(module)
     try:
-        yield len(changed)
+        yield
     finally:
         for module in changed:
             del module.forward
+        for weight, data in wide:
+            weight.data = data
 
 
-def _lean_forward(module: Any, device: str) -> Any:
+def _fast_forward(module: nn.Module, device: str) -> Callable[..., object] | None:
     kind = type(module).__name__
-    if kind in _NORMS and not module.weight.requires_grad:
+    if kind.removesuffix("RMSNorm") in _FAMILY and not module.weight.requires_grad:
         return _norm
-    if kind == "LlamaMLP" and module.config.hidden_act == "silu":
+    if kind.removesuffix("MLP") in _FAMILY and module.config.hidden_act == "silu":
         return _mlp
-    if kind == "LlamaAttention" and device == "cpu" and not module.attention_dropout:
-        return _attention
+    if kind.removesuffix("Attention") in _ROTATED and device == "cpu":
+        whole = not getattr(module.config, "sliding_window", None)
+        return _attention if whole and not module.attention_dropout else None
     return _lora if _is_plain(module) else None
 
 
-_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # one formula
-
-
-def _is_plain(module: Any) -> bool:
-    import torch
+def _is_plain(module: nn.Module) -> bool:
+    """A LoRA layer over an ordinary linear one: no DoRA or dropout, nothing packed or merged."""
     from peft.tuners.lora import Linear
 
     return (
         type(module) is Linear
-        and type(module.base_layer) is torch.nn.Linear
-        and module.base_layer.bias is None
+        and all(type(dropout) is nn.Identity for dropout in module.lora_dropout.values())
+        and type(module.base_layer) is nn.Linear
         and not module.lora_variant
         and not module.disable_adapters
         and not module.merged
+        and len(module.active_adapters) == 1
     )
 
 
-def _norm(module: Any, x: Any) -> Any:
-    return _operations().norm.apply(x, module.weight, module.variance_epsilon)
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    return RMSNorm.apply(x, module.weight, module.variance_epsilon)
 
 
-def _mlp(module: Any, x: Any) -> Any:
+def _mlp(module: nn.Module, x: Tensor) -> Tensor:
     gate, up = _together((module.gate_proj, module.up_proj), x)
-    return module.down_proj(_operations().gated.apply(gate, up))
+    return module.down_proj(Gated.apply(gate, up))
 
 
-def _attention(module: Any, hidden_states: Any, position_embeddings: Any, **_: Any) -> Any:
+def _attention(
+    module: nn.Module,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: object,
+) -> tuple[Tensor, None]:
     q, k, v = _together((module.q_proj, module.k_proj, module.v_proj), hidden_states)
-    out = attend(q, k, v, *position_embeddings, module.head_dim, module.scaling)
-    return module.o_proj(out), None
+    cos, sin = position_embeddings
+    return module.o_proj(Attention.apply(q, k, v, cos, sin, module.head_dim, module.scaling)), None
 
 
-def _lora(layer: Any, x: Any) -> Any:
+def _lora(layer: nn.Module, x: Tensor) -> Tensor:
     return _apply((layer,), x)[0]
 
 
-def _together(layers: Sequence[Any], x: Any) -> Sequence[Any]:
+def _together(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
     """What each of the layers makes of the same x."""
-    if all(map(_is_plain, layers)) and len({_dropout(layer) for layer in layers}) == 1:
-        return _apply(layers, x)
-    return [layer(x) for layer in layers]
+    return _apply(layers, x) if all(map(_is_plain, layers)) else [layer(x) for layer in layers]
 
 
-def _dropout(layer: Any) -> int:
-    (name,) = layer.active_adapters
-    return round(256 * getattr(layer.lora_dropout[name], "p", 0.0)) if layer.training else 0
-
-
-def _apply(layers: Sequence[Any], x: Any) -> Sequence[Any]:
+def _apply(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
     weights, scales = [], []
     for layer in layers:
         (name,) = layer.active_adapters
-        low = layer.lora_A[name].weight, layer.lora_B[name].weight
-        weights += [layer.base_layer.weight, *low]
+        base, a, b = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+        weights += [base.weight, base.bias, a, b]
         scales.append(layer.scaling[name])
-    ys = _operations().lora.apply(x.flatten(0, -2), scales, _dropout(layers[0]), *weights)
+    ys = LoraLinears.apply(x.flatten(0, -2), scales, *weights)
     return [y.view(*x.shape[:-1], -1) for y in ys]
 
 
-class _Operations(NamedTuple):
-    lora: Any
-    norm: Any
-    gated: Any
+# --- the functions, each with its gradient
 
 
-@functools.cache
-def _operations() -> _Operations:
-    """The autograd functions; made on first use, so that importing this module stays light."""
-    import torch
+class LoraLinears(Function):
+    """y = W x + bias + s B A x, for each of the layers that read the same x.
 
-    class LeanLora(torch.autograd.Function):
-        # x (tokens, in); for each layer w (out, in), a (rank, in), b (out, rank); drop in 256ths
-        @staticmethod
-        def forward(ctx: Any, x: Any, scales: list[float], drop: int, *weights: Any) -> Any:
-            w, a, b = weights[::3], weights[1::3], weights[2::3]
-            ctx.scales = [scale * 256 / (256 - drop) for scale in scales]
-            keep = _keep(x, drop) if drop else None
-            low = torch.cat(a).to(x.dtype) @ _dropped(keep, x).T  # this way the product is fast
-            ctx.save_for_backward(x, keep, low, *weights)
-            lows = low.split([len(each) for each in a])
-            return tuple(
-                (x @ w.T).addmm_(low.T, b.T.to(x.dtype), alpha=scale)
-                for w, b, low, scale in zip(w, b, lows, ctx.scales, strict=True)
-            )
-
-        @staticmethod
-        def backward(ctx: Any, *dys: Any) -> Any:
-            x, keep, low, *weights = ctx.saved_tensors
-            w, a, b = weights[::3], weights[1::3], weights[2::3]
-            ranks = [len(each) for each in a]
-            parts = list(zip(dys, b, low.split(ranks), ctx.scales, strict=True))
-            g = torch.cat([(b.T.to(dy.dtype) @ dy.T).mul_(scale) for dy, b, _, scale in parts])
-            das = (g @ _dropped(keep, x)).split(ranks)
-            dbs = [(low @ dy).T * scale for dy, _, low, scale in parts]
-            dx = None
-            if ctx.needs_input_grad[0]:
-                dx = dys[0] @ w[0]
-                for dy, each in zip(dys[1:], w[1:], strict=True):
-                    dx.addmm_(dy, each)
-                stacked = torch.cat(a).to(g.dtype)
-                dx = (
-                    dx.addmm_(g.T, stacked)
-                    if keep is None
-                    else dx.add_(_dropped(keep, g.T @ stacked))
-                )
-            grads = [
-                (None, da.to(a.dtype), db.to(b.dtype))
-                for da, db, a, b in zip(das, dbs, a, b, strict=True)
-            ]
-            return dx, None, None, *(grad for three in grads for grad in three)
-
-    class LeanNorm(torch.autograd.Function):
-        # y = w x / sqrt(mean(x^2) + eps); x (..., width), w (width,)
-        @staticmethod
-        def forward(ctx: Any, x: Any, w: Any, eps: float) -> Any:
-            wide = x.float()
-            size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-            root = torch.rsqrt(size**2 / x.shape[-1] + eps)
-            ctx.save_for_backward(x, w, root)
-            return w * (wide * root).to(x.dtype)
-
-        @staticmethod
-        def backward(ctx: Any, dy: Any) -> Any:
-            x, w, root = ctx.saved_tensors
-            slope, wide = (dy * w).float(), x.float()
-            shared = torch.linalg.vecdot(slope, wide)[..., None] * root**2 / x.shape[-1]
-            return slope.addcmul_(wide, shared, value=-1).mul_(root).to(x.dtype), None, None
-
-    class LeanGated(torch.autograd.Function):
-        # y = silu(gate) * up, without keeping silu(gate)
-        @staticmethod
-        def forward(ctx: Any, gate: Any, up: Any) -> Any:
-            ctx.save_for_backward(gate, up)
-            return torch.nn.functional.silu(gate).mul_(up)
-
-        @staticmethod
-        def backward(ctx: Any, dy: Any) -> Any:
-            gate, up = ctx.saved_tensors
-            dup = torch.nn.functional.silu(gate).mul_(dy)
-            return torch.ops.aten.silu_backward(dy * up, gate), dup
-
-    def _keep(x: Any, drop: int) -> Any:
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        octets = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()]
-        return (octets >= drop).view_as(x)
-
-    def _dropped(keep: Any, x: Any) -> Any:
-        return x if keep is None else keep.to(x.dtype).mul_(x)  # faster than x * keep
-
-    return _Operations(LeanLora, LeanNorm, LeanGated)
-
-
-# from attention
-
-_BLOCK = 128  # queries
-
-
-def attend(q: Any, k: Any, v: Any, cos: Any, sin: Any, width: int, scale: float) -> Any:
-    """Attention of one layer, before its output projection.
-
-    Args:
-        q: (rows, T, heads * width), not yet rotated.
-        k, v: (rows, T, fewer heads * width).
-        cos, sin: (1 or rows, T, width), both halves alike.
-
-    Returns:
-        (rows, T, heads * width).
+    g = s B' dy        dx = W' dy + A' g        dA = g x'        dB = s dy (A x)'
     """
-    return _operation().apply(q, k, v, cos, sin, width, scale)
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, scales: list[float], *weights: Tensor | None):
+        layers = _fours(weights)  # w (out, in), bias (out,) or None, a (rank, in), b (out, rank)
+        down = torch.cat([a for _, _, a, _ in layers]).to(x.dtype)  # (all ranks, in)
+        low = down @ x.T  # (all ranks, tokens): this way round the product is fast
+        ctx.save_for_backward(x, low, *weights)
+        ctx.scales, ys = scales, []
+        lows = low.split([len(a) for _, _, a, _ in layers])
+        for (w, bias, _, b), part, scale in zip(layers, lows, scales, strict=True):
+            y = functional.linear(x, w, bias)  # (tokens, out)
+            ys.append(y.addmm_(part.T, b.T.to(x.dtype), alpha=scale))
+        return tuple(ys)
+
+    @staticmethod
+    def backward(ctx: Context, *dys: Tensor):
+        x, low, *weights = ctx.saved_tensors
+        layers = _fours(weights)
+        ranks, gs, dbs = [len(a) for _, _, a, _ in layers], [], []
+        for dy, (*_, b), part, scale in zip(dys, layers, low.split(ranks), ctx.scales, strict=True):
+            gs.append((b.T.to(dy.dtype) @ dy.T).mul_(scale))  # (rank, tokens)
+            dbs.append(((part @ dy).T * scale).to(b.dtype))  # (out, rank)
+        g = torch.cat(gs)
+        das = (g @ x).to(dbs[0].dtype).split(ranks)  # (rank, in)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dys[0] @ layers[0][0]  # (tokens, in)
+            for dy, (w, *_) in zip(dys[1:], layers[1:], strict=True):
+                dx.addmm_(dy, w)
+            dx.addmm_(g.T, torch.cat([a for _, _, a, _ in layers]).to(g.dtype))
+        grads = ((None, None, da, db) for da, db in zip(das, dbs, strict=True))
+        return dx, None, *(grad for four in grads for grad in four)
 
 
-@functools.cache
-def _operation() -> Any:
-    import torch
+def _fours(weights: Sequence[Tensor | None]) -> list[Sequence[Tensor | None]]:
+    return [weights[i : i + 4] for i in range(0, len(weights), 4)]
 
-    class Blocks(torch.autograd.Function):
-        @staticmethod
-        def forward(
-            ctx: Any, q: Any, k: Any, v: Any, cos: Any, sin: Any, width: int, scale: float
-        ) -> Any:
-            rows, length, _ = q.shape
-            shared = k.shape[-1] // width
-            views = [x.view(rows, length, shared, -1, width).permute(0, 2, 3, 1, 4) for x in (q, k)]
-            cos, sin = cos[:, None, None], sin[:, None, None]  # (rows, heads, heads, T, width)
-            q = _rotate(views[0], cos * scale, sin * scale).flatten(0, 1)
-            k = _rotate(views[1], cos, sin).reshape(-1, length, width)
-            v = v.view(rows, length, shared, width).transpose(1, 2).reshape(-1, length, width)
-            out = q.new_empty(rows, length, shared, q.shape[1], width)
-            above = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
-            kept = []
-            for start, stop in _blocks(length):
-                scores = q[:, :, start:stop].flatten(1, 2) @ k[:, :stop].mT
-                square = scores.view(*q.shape[:2], stop - start, stop)[..., start:]
-                square += above[: stop - start, : stop - start]
-                kept.append(torch.softmax(scores, -1))
-                part = (kept[-1] @ v[:, :stop]).view(rows, shared, -1, stop - start, width)
-                out[:, start:stop] = part.permute(0, 3, 1, 2, 4)
-            ctx.save_for_backward(q, k, v, cos, sin, *kept)
-            ctx.scale = scale
-            return out.view(rows, length, -1)
 
-        @staticmethod
-        def backward(ctx: Any, dout: Any) -> Any:
-            q, k, v, cos, sin, *kept = ctx.saved_tensors
-            (rows, length, _), shared, width = dout.shape, len(k) // len(dout), k.shape[-1]
-            dout = dout.reshape(rows, length, shared, -1, width).permute(0, 2, 3, 1, 4)
-            dout = dout.reshape(q.shape)
-            dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for (start, stop), p in zip(_blocks(length), kept, strict=True):
-                part = dout[:, :, start:stop].flatten(1, 2)
-                dv[:, :stop] += p.mT @ part
-                ds = torch._softmax_backward_data(part @ v[:, :stop].mT, p, -1, p.dtype)
-                dq[:, :, start:stop] = (ds @ k[:, :stop]).view(*q.shape[:2], -1, width)
-                dk[:, :stop] += ds.mT @ q[:, :, start:stop].flatten(1, 2)
-            dq = _rotate(dq.unflatten(0, (rows, shared)), cos * ctx.scale, -sin * ctx.scale)
-            dk = _rotate(dk.view(rows, shared, 1, length, width), cos, -sin)
-            dv = dv.view(rows, shared, 1, length, width)
-            return *(d.permute(0, 3, 1, 2, 4).flatten(2) for d in (dq, dk, dv)), *4 * [None]
+class RMSNorm(Function):
+    """y = w x / sqrt(mean(x^2) + eps), over the last dimension."""
 
-    def _rotate(x: Any, cos: Any, sin: Any) -> Any:
-        y, half = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype)), x.shape[-1] // 2
-        y[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
-        y[..., half:].addcmul_(x[..., :half], sin[..., :half])
-        return y
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, w: Tensor, eps: float):
+        wide = x.float()  # (..., width)
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
+        root = torch.rsqrt(size**2 / x.shape[-1] + eps)
+        ctx.save_for_backward(x, w, root)
+        return w * (wide * root).to(x.dtype)
 
-    return Blocks
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor):
+        x, w, root = ctx.saved_tensors
+        slope, wide = (dy * w).float(), x.float()  # (..., width)
+        shared = torch.linalg.vecdot(slope, wide)[..., None] * root**2 / x.shape[-1]
+        return slope.addcmul_(wide, shared, value=-1).mul_(root).to(x.dtype), None, None
+
+
+class Gated(Function):
+    """y = silu(gate) * up, without keeping silu(gate); all of one shape."""
+
+    @staticmethod
+    def forward(ctx: Context, gate: Tensor, up: Tensor):
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), functional.silu(gate).mul_(dy)
+
+
+class Attention(Function):
+    """softmax(rotated q . rotated k * scale) v, each query seeing itself and what is before it.
+
+    Queries go in blocks, and a block looks only at the keys up to its end: nearly half of the
+    square is never computed. `shared` heads of keys serve several heads of queries each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        width: int,
+        scale: float,
+    ):
+        rows, length, shared = *k.shape[:2], k.shape[-1] // width  # k, v (rows, T, shared * width)
+        cos, sin = cos[:, None, None], sin[:, None, None]  # (rows or 1, 1, 1, T, width)
+        q, k = (
+            x.view(rows, length, shared, -1, width).permute(0, 2, 3, 1, 4) for x in (q, k)
+        )  # (rows, shared, heads of each, T, width)
+        q = _rotate(q, cos * scale, sin * scale).flatten(0, 1)  # (pairs, heads of each, T, width)
+        k = _rotate(k, cos, sin).reshape(-1, length, width)  # (pairs, T, width)
+        v = v.view(rows, length, shared, width).transpose(1, 2).reshape(-1, length, width)
+        out = q.new_empty(rows, length, shared, q.shape[1], width)
+        above = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
+        kept = []
+        for start, stop in _blocks(length):
+            scores = (
+                q[:, :, start:stop].flatten(1, 2) @ k[:, :stop].mT
+            )  # (pairs, heads*block, stop)
+            square = scores.view(*q.shape[:2], stop - start, stop)[..., start:]
+            square += above[: stop - start, : stop - start]
+            kept.append(torch.softmax(scores, -1))
+            part = (kept[-1] @ v[:, :stop]).view(rows, shared, -1, stop - start, width)
+            out[:, start:stop] = part.permute(0, 3, 1, 2, 4)
+        ctx.save_for_backward(q, k, v, cos, sin, *kept)
+        ctx.scale = scale
+        return out.view(rows, length, -1)  # (rows, T, heads * width)
+
+    @staticmethod
+    def backward(ctx: Context, dout: Tensor):
+        q, k, v, cos, sin, *kept = ctx.saved_tensors
+        (rows, length, _), shared, width = dout.shape, len(k) // len(dout), k.shape[-1]
+        dout = dout.reshape(rows, length, shared, -1, width).permute(0, 2, 3, 1, 4)
+        dout = dout.reshape(q.shape)  # (pairs, heads of each, T, width)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (start, stop), p in zip(_blocks(length), kept, strict=True):
+            part = dout[:, :, start:stop].flatten(1, 2)  # (pairs, heads*block, width)
+            dv[:, :stop] += p.mT @ part
+            ds = torch._softmax_backward_data(part @ v[:, :stop].mT, p, -1, p.dtype)
+            dq[:, :, start:stop] = (ds @ k[:, :stop]).view(*q.shape[:2], -1, width)
+            dk[:, :stop] += ds.mT @ q[:, :, start:stop].flatten(1, 2)
+        dq = _rotate(dq.unflatten(0, (rows, shared)), cos * ctx.scale, -sin * ctx.scale)
+        dk = _rotate(dk.view(rows, shared, 1, length, width), cos, -sin)
+        dv = dv.view(rows, shared, 1, length, width)
+        return *(d.permute(0, 3, 1, 2, 4).flatten(2) for d in (dq, dk, dv)), *4 * [None]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair of numbers, one from either half of the last dimension, turned by its angle."""
+    y, half = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype)), x.shape[-1] // 2
+    y[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sin[..., :half])
+    return y
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK)]
+
+
+class HeadLoss(Function):
+    """The sum of cross_entropy(hidden @ weight.T, targets), in nats, with a frozen `weight`.
+
+    The vocabulary passes by a slice at a time, which stays in the processor's cache. Of the softmax
+    three running sums are kept, rescaled whenever a larger logit comes (Milakov and Gimelshein
+    2018). The gradient is made on the way: of `hidden` it is softmax @ weight - weight[target].
+    """
+
+    @staticmethod
+    def forward(ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor):
+        count, wanted = len(targets), ctx.needs_input_grad[0]  # hidden (count, width)
+        largest = torch.full((count, 1), -math.inf, device=hidden.device)  # logit so far
+        total = torch.zeros_like(largest)  # of exp(logit - largest)
+        mixed = torch.zeros(hidden.shape, device=hidden.device)  # of exp(logit - largest) * row
+        narrow = hidden.new_empty(count * SLICE)  # the same memory for each slice
+        wide = narrow if hidden.dtype == torch.float32 else narrow.float()
+        for rows in weight.split(SLICE):  # (SLICE, width), the last one shorter
+            size = count, len(rows)
+            logits, raised = (x[: count * len(rows)].view(size) for x in (narrow, wide))
+            raised.copy_(torch.mm(hidden, rows.T, out=logits))
+            higher = torch.maximum(largest, raised.amax(-1, keepdim=True))
+            shrunk, largest = (largest - higher).exp_(), higher
+            raised.sub_(largest).exp_()
+            total.mul_(shrunk).add_(raised.sum(-1, keepdim=True))
+            if wanted:
+                mixed.mul_(shrunk).add_(logits.copy_(raised) @ rows)
+        chosen = weight[targets]  # (count, width)
+        logit = (hidden * chosen).sum(-1, keepdim=True, dtype=torch.float32)
+        if wanted:
+            ctx.save_for_backward(mixed.div_(total).sub_(chosen).to(hidden.dtype))
+        return (total.log() + largest - logit).double().sum()
+
+    @staticmethod
+    def backward(ctx: Context, slope: Tensor):
+        return ctx.saved_tensors[0] * slope.to(ctx.saved_tensors[0].dtype), None, None

@@ -1,4 +1,4 @@
-"""LoRA adapters on a base: put on, chosen, taken off.
+"""LoRA adapters on a base: new ones put on for training, trained ones put on, chosen, taken off.
 
 All adapters share one copy of the base's weights; files and parameters are PEFT's.
 
@@ -7,31 +7,161 @@ All adapters share one copy of the base's weights; files and parameters are PEFT
     select(base, None)      # the base itself
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE
 from baize_lib.files import sha256_of
 from baize_lib.models.base import Base
+from baize_lib.models.shapes import Shape
 from baize_lib.models.weights import quiet
+from baize_lib.training.settings import TrainingSettings
 
-__all__ = [
-    "read_card",
-    "attach",
-    "select",
-    "detach",
-]
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+__all__ = ["trainable_parameters", "read_card", "attach", "select"]
+
+
+# --- a new adapter
+
+
+def add_adapter(base: Base, settings: TrainingSettings) -> "PeftModel":
+    """The base with a new adapter on it, as a PEFT model; the adapter alone is trained.
+
+    Raises:
+        BaizeError: settings that cannot work, or targets that match no layer.
+    """
+    import torch
+
+    if settings.rank < 1 or settings.num_epochs < 1 or settings.batch_size < 1:
+        raise BaizeError(
+            f"rank={settings.rank}, num_epochs={settings.num_epochs}, "
+            f"batch_size={settings.batch_size}: each must be at least 1"
+        )
+    detach(base)
+    if settings.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return _with_lora(base.model, settings, base.name)
+
+
+def _with_lora(model: "PreTrainedModel", settings: TrainingSettings, name: str) -> "PeftModel":
+    with quiet():
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+            target_modules=_target_names(model, settings.targets, name), task_type="CAUSAL_LM",
+            use_rslora=settings.rslora, use_dora=settings.dora,
+        )  # fmt: skip
+        try:
+            return get_peft_model(model, lora)
+        except ValueError as error:
+            raise BaizeError(
+                f"an adapter cannot be put on {settings.targets} of {name} ({error})"
+            ) from error
+
+
+def inner_model(model: "nn.Module") -> "PreTrainedModel":
+    """The transformers model, without PEFT's around it."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
+def text_model(model: "nn.Module") -> "PreTrainedModel":
+    """The part that turns tokens into hidden states: of a model of pictures too, its text half."""
+    return inner_model(model).get_decoder()
+
+
+def _target_names(model: "PreTrainedModel", wanted: Sequence[str] | str, name: str) -> list[str]:
+    """Names for PEFT of the layers that get an adapter: short ones where they say the same."""
+    head, inside = model.get_output_embeddings(), {*text_model(model).modules()}
+    modules = {n: m for n, m in model.named_modules() if m in inside or m is head}
+    linear = {n for n, m in modules.items() if _is_linear(m) and m is not head}
+    if wanted == "all-linear":
+        chosen = linear
+    else:
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        matched = {t: {n for n in modules if f".{n}".endswith(f".{t}")} for t in wanted}
+        if missing := [target for target, found in matched.items() if not found]:
+            there = sorted({n.rpartition(".")[2] for n in linear})
+            raise BaizeError(
+                f"targets {', '.join(missing)} match no layer of {name}: its linear layers are "
+                f"{', '.join(there)}; 'all-linear' takes them all"
+            )
+        chosen = set().union(*matched.values())
+    short = {n.rpartition(".")[2] for n in chosen}
+    meant = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
+    return sorted(short if meant == chosen else chosen)
+
+
+def _is_linear(module: "nn.Module") -> bool:
+    """A linear layer, as it is or packed; a router that is a kind of one is something else."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    packed = type(module).__module__.startswith("bitsandbytes") and isinstance(module, Linear)
+    return packed or type(module) in (Linear, Conv1D)
+
+
+def bare_weights(model: "PeftModel") -> list[str]:
+    """The kinds of weight matrices in the text model that got no adapter, embeddings aside."""
+    from torch.nn import Embedding
+
+    bare: Counter[str] = Counter()
+    for name, module in text_model(model).named_modules():
+        if isinstance(module, Embedding) or "lora_" in name or name.endswith("base_layer"):
+            continue
+        kind = name.rpartition("layers.")[2].partition(".")[2] or name
+        for weight, value in module.named_parameters(recurse=False):
+            if value.dim() > 1:
+                bare[kind if weight == "weight" else f"{kind}.{weight}"] += 1
+    return [f"{kind} ({count})" for kind, count in bare.items()]
+
+
+def trainable_parameters(
+    shape: Shape, rank: int = 8, targets: Sequence[str] | str = "all-linear"
+) -> int:
+    """How many parameters LoRA trains, counted by PEFT itself on weights that take no memory.
+
+    >>> baize = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    >>> llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
+    >>> round(trainable_parameters(Shape.of(llama), 8, baize) / 1e6, 1)  # as published for 7B
+    17.9
+
+    Raises:
+        BaizeError: targets that match no layer.
+    """
+    return lora_counts(shape, TrainingSettings(rank=rank, targets=targets))[0]
+
+
+def lora_counts(shape: Shape, settings: TrainingSettings) -> tuple[int, int]:
+    """The parameters an adapter trains, and the summed widths of what its layers read."""
+    import torch
+
+    with torch.device("meta"):
+        model = _with_lora(shape.empty_model(), settings, shape.config.model_type)
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    read = sum(count for name, count in trained.items() if "lora_A" in name)
+    return sum(trained.values()), read // settings.rank
+
+
+# --- trained adapters
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
     """What an adapter says about itself, its `baize_run.json`.
 
     Raises:
-        BaizeError: the folder is missing, is no adapter, or was made without a card.
+        BaizeError: the folder is missing, is no adapter, was made without a card, or a file in it
+            is not what was written.
     """
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors", "baize_run.json"):
@@ -41,45 +171,52 @@ def read_card(folder: Path | str) -> dict[str, Any]:
                 "04_lora_training, or use the recorded one in data/adapter"
             )
     try:
-        return json.loads((folder / "baize_run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BaizeError(f"{folder / 'baize_run.json'} is not JSON ({error})") from error
+        card = json.loads((folder / "baize_run.json").read_text(encoding="utf-8"))
+        checksums = card.get("checksums", {}).items()
+    except (ValueError, AttributeError) as error:
+        raise BaizeError(
+            f"{folder / 'baize_run.json'} is damaged ({error}): train again"
+        ) from error
+    for name, checksum in checksums:
+        if sha256_of(folder / name) != checksum:
+            raise BaizeError(f"{folder / name} is damaged (its checksum differs): train it again")
+    return card
 
 
 def attach(base: Base, folder: Path | str) -> str:
     """Put the adapter in `folder` on the base, unless it is there already; returns its name.
 
     Raises:
-        BaizeError: no adapter there, or one trained on another base model or template.
+        BaizeError: no adapter there, a damaged one, or one trained on another base or template.
     """
-    card = read_card(folder)
-    for key, ours in (("base_model", base.name), ("template", TEMPLATE)):
-        if card.get(key) != ours:
-            raise BaizeError(
-                f"the adapter in {folder} was trained with {key} {card.get(key)!r} and this is "
-                f"{ours!r}: load the matching one, or train again"
-            )
+    card, peft = read_card(folder), base.attached.get("peft")
     name = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]
-    with quiet(), _readable(folder):
-        from peft import PeftModel
-
-        if "peft" not in base.attached:
-            peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
-            base.attached.update(peft=peft.eval(), selected=name)
-        elif name not in base.attached["peft"].peft_config:
-            base.attached["peft"].load_adapter(folder, adapter_name=name)
-    return name
-
-
-@contextlib.contextmanager
-def _readable(folder: Path | str) -> Iterator[None]:
+    if peft and name in peft.peft_config:
+        return name
+    theirs, ours = card.get("base_model"), base.name
+    if card.get("precision") == base.precision and "weights" in card:
+        theirs, ours = card["weights"], base.fingerprint()  # whatever the two are called
+    for what, there, here in (("base", theirs, ours), ("template", card.get("template"), TEMPLATE)):
+        if there != here:
+            raise BaizeError(
+                f"the adapter in {folder} was trained with {what} {there!r} and this is {here!r}: "
+                "load the matching one, or train again"
+            )
     try:
-        yield
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        with quiet():
+            from peft import PeftModel
+
+            if peft:
+                peft.load_adapter(folder, adapter_name=name)
+            else:
+                peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
+                base.attached.update(peft=peft.eval(), selected=name)
+    except Exception as error:  # the readers of its files raise many kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaizeError(
             f"the adapter in {folder} does not fit or is damaged ({first}): train it again"
         ) from error
+    return name
 
 
 def select(base: Base, name: str | None) -> None:

@@ -1,103 +1,116 @@
-"""The loss and its gradient: right padding without a mask, and the head only where it is learnt.
+"""The loss: right padding without a mask, and the head only where something is learnt.
 
-Each step's loss is divided by the number of learnt tokens in the whole step, so that micro-batches,
-padding, order and processes change the speed and nothing else.
+The loss of a batch is plain cross-entropy over its learnt tokens, as in `plain_loss`: a sum, for
+each step divides by the number of learnt tokens in the whole step, so that micro-batches, padding,
+order and processes change the speed and nothing else. `fast_loss` is the same without ever holding
+all the logits, where a model's logits are its hidden states times its head and nothing more.
 
-    batches = micro_batches(rows, 512)
-    loss = backward(model, batches, num_labels, lanes(model, settings)) / num_labels
+    backward(model, micro_batches(rows, 512), num_labels, loss_of(model))
 
 On a CPU several micro-batches are computed side by side, each by its own share of the cores: small
 ones stay in a core's cache, and no core waits for another after every operation.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from baize_lib.config import BaizeError
-from baize_lib.training.fast_cpu import lean
+from baize_lib.training.lora import inner_model, text_model
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.several import Team
 from baize_lib.training.tokens import IGNORED, Encoded
 
-__all__ = [
-    "backward",
-    "held_out_loss",
-    "lanes",
-    "lane_tokens",
-    "SLICE",
-]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["held_out_loss"]
+
+Batch = Sequence[Encoded]
+Loss = Callable[["nn.Module", Batch], "Tensor"]
+_T = TypeVar("_T")
 
 
-def _hidden_and_targets(model: Any, batch: Sequence[Encoded]) -> tuple[Any, Any]:
-    """Last hidden states (labels, width) where the next token is learnt, and those tokens.
+def plain_loss(model: "nn.Module", batch: Batch) -> "Tensor":
+    """The sum of the losses of a batch's learnt tokens, in nats, right for every model."""
+    from torch.nn.functional import cross_entropy
+
+    ids, targets = _padded(model, batch)  # (rows, T) and (rows, T - 1)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (rows, T - 1, vocabulary)
+    learnt = targets != IGNORED
+    return cross_entropy(logits[learnt].float(), targets[learnt], reduction="sum").double()
+
+
+def fast_loss(model: "nn.Module", batch: Batch) -> "Tensor":
+    """The same sum where `loss_of` allows it."""
+    from baize_lib.training.fast_cpu import HeadLoss
+
+    ids, targets = _padded(model, batch)
+    hidden = text_model(model)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    learnt = targets != IGNORED  # hidden (rows, T - 1, width)
+    return HeadLoss.apply(hidden[learnt], model.get_output_embeddings().weight, targets[learnt])
+
+
+def _padded(model: "nn.Module", batch: Batch) -> tuple["Tensor", "Tensor"]:
+    """Token ids (rows, T), and what each should be followed by (rows, T - 1).
 
     Rows are padded on the right: with causal attention no real token sees the padding, so no
     attention mask is needed and the fast kernels apply.
     """
     import torch
 
-    width = max(len(row.input_ids) for row in batch)
+    width, device = max(len(row.input_ids) for row in batch), inner_model(model).device
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     labels = torch.full((len(batch), width), IGNORED)
     for i, row in enumerate(batch):
         ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
         labels[i, : len(row.labels)] = torch.tensor(row.labels)
-    inner = getattr(model, "get_base_model", lambda: model)()
-    device = inner.get_output_embeddings().weight.device  # never sharded, unlike the layers
-    ids, labels = ids.to(device), labels[:, 1:].to(device)
-    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    return hidden[labels != IGNORED], labels[labels != IGNORED]
+    return ids.to(device), labels[:, 1:].to(device)
 
 
-def _head_loss(head: Any, hidden: Any, targets: Any, slope: Any = None) -> float:
-    """Sum of the losses of (labels, width) hidden states, in nats; fills `slope` with its gradient.
-
-    The head is frozen, so the gradient with respect to `hidden` is all there is to keep. The
-    vocabulary passes by a slice at a time, which stays in the processor's cache, and the softmax is
-    put together on the way (Milakov and Gimelshein 2018): all the logits never exist.
+def loss_of(model: "nn.Module") -> Loss:
+    """`fast_loss` where it is right, and `plain_loss` where logits are biased, scaled, capped or
+    made by a head with an adapter: a short row decides, compared to the bit.
     """
     import torch
 
-    weight, count = head.weight, len(targets)
-    top = torch.full((count, 1), -math.inf, device=hidden.device)
-    norm = torch.zeros_like(top)
-    mean = torch.zeros(hidden.shape, device=hidden.device)  # of the head's rows, not yet / norm
-    narrow = hidden.new_empty(count * SLICE)  # the same memory for each slice
-    wide = narrow if hidden.dtype == torch.float32 else narrow.float()
-    for rows in weight.split(SLICE):
-        size = count, len(rows)
-        logits, raised = narrow[: math.prod(size)].view(size), wide[: math.prod(size)].view(size)
-        raised.copy_(torch.mm(hidden, rows.T, out=logits))
-        higher = torch.maximum(top, raised.amax(-1, keepdim=True))
-        shrunk, top = (top - higher).exp_(), higher
-        raised.sub_(top).exp_()
-        norm = norm.mul_(shrunk).add_(raised.sum(-1, keepdim=True))
-        if slope is not None:
-            mean.mul_(shrunk).add_(logits.copy_(raised) @ rows)
-    chosen = weight[targets]
-    logit = (hidden * chosen).sum(-1, keepdim=True, dtype=torch.float32)
-    if slope is not None:
-        slope.copy_(mean.div_(norm).sub_(chosen))
-    return (norm.log() + top - logit).double().sum().item()
+    inner, was_training = inner_model(model), model.training
+    head, ids = inner.get_output_embeddings(), torch.arange(1, 17, device=inner.device)[None]
+    if type(head) is not torch.nn.Linear:
+        return plain_loss
+    try:
+        with torch.no_grad():
+            model.eval()
+            hidden = text_model(model)(input_ids=ids, use_cache=False)
+            logits = inner(input_ids=ids, use_cache=False).logits
+            hidden = getattr(hidden, "last_hidden_state", logits)
+            by_hand = torch.nn.functional.linear(hidden, head.weight).to(logits.dtype)
+    except RuntimeError:  # of other sizes
+        return plain_loss
+    finally:
+        model.train(was_training)
+    return fast_loss if torch.equal(by_hand, logits) else plain_loss
 
 
-SLICE = 2048  # tokens of the vocabulary
+# --- side by side
 
 
-def lanes(model: Any, settings: TrainingSettings | None = None) -> int:
+def lanes(model: "nn.Module", settings: TrainingSettings | None = None) -> int:
     """How many micro-batches to compute side by side: up to four on a CPU, for the memory of four.
 
-    Dropout keeps to one, for its masks come from one stream of random numbers, and so do quantised
-    layers, which note down what they do.
+    One where modules keep something between their calls: random numbers (dropout), packed weights,
+    mixtures of experts, rotations that depend on the length, and families not tried here.
     """
     import torch
 
-    inner = getattr(model, "get_base_model", lambda: model)()
-    if inner.device.type != "cpu" or getattr(inner, "is_quantized", False):
+    inner = inner_model(model)
+    known = inner.config.model_type in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2")
+    rotation = getattr(inner.config, "rope_parameters", None) or {}
+    steady = rotation.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
+    alone = inner.device.type != "cpu" or getattr(inner, "is_quantized", False)
+    if alone or not known or not steady or (settings and settings.dropout):
         return 1
-    return 1 if settings and settings.dropout else min(4, torch.get_num_threads())
+    return min(4, torch.get_num_threads())
 
 
 def lane_tokens(micro_tokens: int, at_once: int) -> int:
@@ -108,8 +121,8 @@ def lane_tokens(micro_tokens: int, at_once: int) -> int:
 
 
 def _side_by_side(
-    work: Callable[[Any], Any], batches: Iterable[Sequence[Encoded]], at_once: int
-) -> Iterator[Any]:
+    work: Callable[[Batch], _T], batches: Iterable[Batch], at_once: int
+) -> Iterator[_T]:
     """What `work` makes of each batch, in an order that depends on nothing but the batches."""
     import torch
 
@@ -129,54 +142,51 @@ def _side_by_side(
 
 
 def backward(
-    model: Any, batches: Iterable[Sequence[Encoded]], num_labels: int, at_once: int = 1
+    model: "nn.Module",
+    batches: Iterable[Batch],
+    num_labels: int,
+    loss: Loss = plain_loss,
+    at_once: int = 1,
+    scale: float = 1.0,
 ) -> float:
     """Add the gradients of the batches' loss over `num_labels` tokens; returns its sum, in nats.
 
-    `num_labels` is the whole optimiser step's, so micro-batches of any size add up to one gradient.
-
     Args:
+        num_labels: of the whole optimiser step, so that micro-batches add up to one gradient.
         at_once: micro-batches computed side by side, see `lanes`; the result is the same, bit for
             bit, from run to run, and the same to rounding for any number.
+        scale: the gradients are this many times too large, as float16 needs.
     """
     import torch
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        if weight.grad is None:  # laid out in memory like the weight, as optimisers expect
+            weight.grad = torch.zeros_like(weight)
 
-    def loss_of(batch: Sequence[Encoded]) -> tuple[float, Any, Any]:
-        hidden, targets = _hidden_and_targets(model, batch)
-        slope = torch.empty_like(hidden)
-        with torch.no_grad():
-            loss = _head_loss(model.get_output_embeddings(), hidden.detach(), targets, slope)
-        return loss, hidden, slope / num_labels
+    def gradients(batch: Batch) -> tuple[float, Sequence["Tensor | None"]]:
+        found = loss(model, batch)
+        # an expert that no token went to has no gradient
+        return found.item(), torch.autograd.grad(
+            found * (scale / num_labels), weights, allow_unused=True
+        )
 
-    def alone(batch: Sequence[Encoded]) -> float:
-        loss, hidden, slope = loss_of(batch)
-        hidden.backward(slope)
-        return loss
-
-    def beside_others(batch: Sequence[Encoded]) -> tuple[float, Sequence[Any]]:
-        loss, hidden, slope = loss_of(batch)
-        return loss, torch.autograd.grad(hidden, weights, slope)
-
-    if at_once == 1:
-        return sum(map(alone, batches))
     total = 0.0
-    for loss, gradients in _side_by_side(beside_others, batches, at_once):
-        total += loss
-        for weight, gradient in zip(weights, gradients, strict=True):
-            if weight.grad is None:  # laid out in memory like the weight, as optimisers expect
-                weight.grad = torch.zeros_like(weight)
-            weight.grad += gradient
+    for found, parts in _side_by_side(gradients, batches, at_once):
+        total += found
+        for weight, part in zip(weights, parts, strict=True):
+            if part is not None:
+                weight.grad += part
     return total
 
 
 def held_out_loss(
-    model: Any, rows: Sequence[Encoded], micro_tokens: int = 2048, team: Team | None = None
+    model: "nn.Module", rows: Sequence[Encoded], micro_tokens: int = 2048, team: Team | None = None
 ) -> float:
     """Mean loss per learnt token over `rows`, in nats; dropout off.
 
     Args:
+        micro_tokens: padded tokens computed at once.
         team: processes that share the rows; each gets the mean over all of them.
 
     Raises:
@@ -184,19 +194,20 @@ def held_out_loss(
     """
     import torch
 
+    from baize_lib.training.fast_cpu import fast
+
     if not rows:
         raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
-    team, was_training = team or Team(), model.training
+    team, was_training, loss = team or Team(), model.training, loss_of(model)
     at_once = 1 if team.in_step else lanes(model)
 
-    def loss_of(batch: Sequence[Encoded]) -> float:
+    def measured(batch: Batch) -> float:
         with torch.no_grad():  # each thread has its own
-            return _head_loss(model.get_output_embeddings(), *_hidden_and_targets(model, batch))
+            return loss(model, batch).item()
 
     model.eval()
-    with lean(model):
+    with fast(model):
         batches = team.batches(rows, lane_tokens(micro_tokens, at_once))
-        total = sum(_side_by_side(loss_of, batches, at_once))
+        total = sum(_side_by_side(measured, batches, at_once))
     model.train(was_training)
-    device = model.get_output_embeddings().weight.device
-    return team.total(total, device) / sum(row.num_labels for row in rows)
+    return team.total(total, inner_model(model).device) / sum(row.num_labels for row in rows)

@@ -13,19 +13,18 @@ trains on cards that could not hold it.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
 from baize_lib.training.batches import micro_batches
+from baize_lib.training.lora import text_model
 from baize_lib.training.tokens import IGNORED, Encoded
 
-__all__ = [
-    "Team",
-    "join",
-    "shard",
-]
+if TYPE_CHECKING:
+    from torch import Tensor, device
 
+__all__: list[str] = []
 
 _NOTHING = Encoded([0], [IGNORED])  # a row without a label: it is computed and teaches nothing
 
@@ -51,9 +50,9 @@ class Team:
         mine, count = shares[self.rank], max(map(len, shares)) if self.in_step else 1
         return mine + [[_NOTHING]] * (count - len(mine))
 
-    def add_up(self, tensors: Sequence[Any]) -> None:
+    def add_up(self, tensors: Sequence["Tensor"]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""
-        if self.size == 1 or not tensors:
+        if self.size == 1:
             return
         import torch
         from torch.distributed import all_reduce
@@ -63,7 +62,7 @@ class Team:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def total(self, number: float, device: Any) -> float:
+    def total(self, number: float, device: "device") -> float:
         """The sum of every process's `number`."""
         if self.size == 1:
             return number
@@ -92,13 +91,12 @@ def join(*, in_step: bool = False) -> Team:
     return Team(state.process_index, state.num_processes, in_step)
 
 
-def shard(base: Base, adapter: Sequence[Any]) -> None:
-    """Spread the base's frozen layers over the team's devices; the `adapter` stays whole.
-
-    The head stays whole too, for the loss uses it outside the model's own pass.
+def shard(base: Base, adapter: Sequence["Tensor"]) -> None:
+    """Spread the base's frozen layers over the team's devices; the `adapter` and the head, which
+    the loss uses outside the model's own pass, stay whole.
 
     Raises:
-        BaizeError: there is one process only, or the base is quantised.
+        BaizeError: there is one process only, or the base is packed or no stack of layers.
     """
     import torch
     from accelerate import PartialState
@@ -108,20 +106,18 @@ def shard(base: Base, adapter: Sequence[Any]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise BaizeError(
             "shard needs several processes: start with `accelerate launch --num_processes 2 "
-            "-m baize_lib.train RUN.yaml`, or set shard to false"
+            "-m baize_lib.training.fit RUN.yaml`, or set shard to false"
         )
-    if base.precision in ("int8", "nf4"):
+    inner, state = text_model(base.model), PartialState()
+    if base.precision in ("int8", "nf4") or not hasattr(inner, "layers"):
         raise BaizeError(
-            f"a base in {base.precision} cannot be sharded: use precision bfloat16, or set shard "
-            "to false (each process then holds the whole quantised base)"
+            f"{base.name} in {base.precision} cannot be sharded: use a LLaMA-like base in "
+            "bfloat16, or set shard to false (each process then holds the whole base)"
         )
-    device = PartialState().device
     whole = {base.model.get_output_embeddings().weight, *adapter}
     with torch.no_grad():
         for weight in whole:
-            weight.data = weight.data.to(device)
-    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
-    inner = base.model.model
-    for layer in inner.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(inner, mesh=mesh, ignored_params=whole)
+            weight.data = weight.data.to(state.device)
+    mesh = init_device_mesh(state.device.type, (state.num_processes,))
+    for part in (*inner.layers, inner):
+        fully_shard(part, mesh=mesh, ignored_params=whole)

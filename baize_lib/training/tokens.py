@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import (
@@ -23,17 +24,12 @@ from baize_lib.dialogue import (
     Piece,
     check_language,
     pieces,
-)
+)  # fmt: skip
 
-__all__ = [
-    "IGNORED",
-    "Encoded",
-    "encode",
-    "prompt_ids",
-    "chat_template",
-    "mask_html",
-]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
+__all__ = ["encode", "prompt_ids", "mask_html"]
 
 IGNORED = -100  # the label of a token that is read, not learnt
 
@@ -57,7 +53,7 @@ class Encoded:
 
 def encode(
     messages: Dialogue | Sequence[Message],
-    tokenizer: Any,
+    tokenizer: "Tokenizer",
     max_length: int = 512,
     loss_on: str = "replies",
     language: str = "en",
@@ -94,7 +90,10 @@ def encode(
 
 
 def prompt_ids(
-    messages: Sequence[Message], tokenizer: Any, language: str = "en", end_token: bool = True
+    messages: Sequence[Message],
+    tokenizer: "Tokenizer",
+    language: str = "en",
+    end_token: bool = True,
 ) -> list[int]:
     """The tokens a model is asked with: those of training, up to the open assistant tag."""
     ids = _start(tokenizer)
@@ -103,58 +102,48 @@ def prompt_ids(
     return ids
 
 
-def chat_template(tokenizer: Any, language: str = "en", end_token: bool = True) -> str:
+def chat_template(tokenizer: "Tokenizer", language: str = "en", end_token: bool = True) -> str:
     """The layout as a Jinja template, for engines that ask a model through its chat template.
 
     `apply_chat_template` then gives what `dialogue.render` gives, and `prompt_ids` token for token.
     """
-    begin = tokenizer.bos_token if _start(tokenizer) else ""
     words = {
-        "header": HEADER[check_language(language)], "begin": begin, "human": f"\n{HUMAN_TAG} ",
-        "ai": f"\n{AI_TAG}", "end": tokenizer.eos_token if end_token else "",
+        "header": HEADER[check_language(language)], "human": f"\n{HUMAN_TAG} ", "ai": f"\n{AI_TAG}",
+        "begin": tokenizer.bos_token if _start(tokenizer) else "",
+        "end": tokenizer.eos_token if end_token else "",
         "refusal": "roles must alternate, starting with the user",
     }  # fmt: skip
-    sets = "".join(
-        f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}"
-        for name, text in words.items()
-    )
-    return sets + re.sub(r"\n\s*", "", _TEMPLATE)
+    text = Path(__file__).with_name("layout.jinja").read_text(encoding="utf-8")
+    sets = (f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in words.items())
+    return "".join(sets) + re.sub(r"\n\s*", "", text)
 
 
-_TEMPLATE = """
-    {%- set turns = messages -%}
-    {%- if messages[0]["role"] == "system" -%}
-        {%- set header = messages[0]["content"] -%}
-        {%- set turns = messages[1:] -%}
-    {%- endif -%}
-    {{- begin + header -}}
-    {%- for message in turns -%}
-        {%- if message["role"] != ("user" if loop.index0 % 2 == 0 else "assistant") -%}
-            {{- raise_exception(refusal) -}}
-        {%- elif message["role"] == "user" -%}
-            {{- human + message["content"] -}}
-        {%- else -%}
-            {{- ai + " " + message["content"] + end -}}
-        {%- endif -%}
-    {%- endfor -%}
-    {%- if add_generation_prompt -%}
-        {{- ai -}}
-    {%- endif -%}
-"""
-
-
-def _start(tokenizer: Any) -> list[int]:
+def _start(tokenizer: "Tokenizer") -> list[int]:
     """The begin token, for tokenizers that put one (LLaMA's do)."""
     return [t for t in tokenizer("").input_ids if t == tokenizer.bos_token_id]
 
 
-def _piece_ids(piece: Piece, tokenizer: Any, end_token: bool) -> list[int]:
-    # a "<|im_end|>" typed in a dialogue stays text: only we put end tokens
-    ids = tokenizer(piece.text, add_special_tokens=False, split_special_tokens=True).input_ids
+def _piece_ids(piece: Piece, tokenizer: "Tokenizer", end_token: bool) -> list[int]:
+    ids = _text_ids(piece.text, tokenizer)
     return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
 
 
-def mask_html(encoded: Encoded, tokenizer: Any) -> str:
+def _text_ids(text: str, tokenizer: "Tokenizer") -> list[int]:
+    """The tokens of a text, in which an "</s>" that somebody typed stays text: only we put tokens
+    that mean something. Some tokenizers know "</s>" as a word too; it is spelt out for them.
+    """
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(id for id in added if added[id].special)}
+    special.discard(tokenizer.unk_token_id)
+    if special.isdisjoint(ids):
+        return ids
+    words = {id: list(tokenizer.convert_ids_to_tokens(id)) for id in special}
+    spelt = {id: tokenizer.convert_tokens_to_ids(letters) for id, letters in words.items()}
+    return [part for id in ids for part in spelt.get(id, [id])]
+
+
+def mask_html(encoded: Encoded, tokenizer: "Tokenizer") -> str:
     """The dialogue as HTML: what is learnt on orange with a solid line, the rest on blue."""
     spans, ids = [], encoded.input_ids
     learnt = [label != IGNORED for label in encoded.labels]

@@ -18,17 +18,20 @@ from typing import Any
 
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import Base
-from baize_lib.models.shapes import ALL_LINEAR, ARTICLE_SHAPES, ARTICLE_TARGETS, Shape
+from baize_lib.models.shapes import Shape
 from baize_lib.models.weights import quiet
 from baize_lib.training.batches import epoch_steps
-from baize_lib.training.fast_cpu import lean
-from baize_lib.training.fit import add_adapter
-from baize_lib.training.loss import backward
 from baize_lib.training.planner import this_machine
-from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.settings import PRESETS, TrainingSettings
+from baize_lib.training.step import trainee
 from baize_lib.training.tokens import IGNORED, Encoded
 
-SHAPES = ARTICLE_SHAPES | {"tiny": Shape(64, 128, 2, 4, 4, 1000)}
+TINY = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "vocab_size": 1000,
+}  # fmt: skip
+SHAPES = {name: PRESETS[name].config for name in ("7B", "13B", "30B")} | {"tiny": TINY}
+ARTICLE_TARGETS, ALL_LINEAR = PRESETS["7B"].settings.targets, "all-linear"
 RUNS = [  # shape, precision, targets, activations computed again, micro-tokens
     ("7B", "bfloat16", ARTICLE_TARGETS, False, 8192),
     ("7B", "bfloat16", ALL_LINEAR, False, 8192),
@@ -42,11 +45,9 @@ RUNS = [  # shape, precision, targets, activations computed again, micro-tokens
 def random_model(shape: Shape, precision: str, device: str) -> Any:
     """A causal language model of random weights, made where it will stay, a layer at a time."""
     import torch
-    from transformers import LlamaForCausalLM
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape.config()).to(dtype)
+    model = shape.empty_model().to(dtype)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear) and name != "lm_head":
@@ -99,30 +100,26 @@ def random_rows(num: int, vocabulary: int) -> list[Encoded]:
 
 def measured(
     name: str, precision: str, settings: TrainingSettings, device: str, num: int
-) -> list[Any]:
+) -> tuple[float, float | None, float]:
+    """Tokens a second, GB at the peak, floating-point operations a second."""
     import torch
 
-    shape = SHAPES[name]
-    base = Base(random_model(shape, precision, device), None, name, precision, "made")
-    model = add_adapter(base, settings).train()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.lr, fused=True)
+    shape = Shape.of(SHAPES[name])
+    called = "float32" if (device, precision) == ("cpu", "bfloat16") else precision
+    base = Base(random_model(shape, precision, device), None, name, called, "made")
     steps = epoch_steps(random_rows(num, shape.vocab_size), settings, 0)
     tokens, begun = 0, time.perf_counter()
-    with lean(model):
-        for number, step in enumerate(steps):
+    with trainee(base, settings) as student, student.computing():
+        for number, rows in enumerate(steps):
             if number == 1:  # the first pays for memory
                 _wait(device)
                 tokens, begun = 0, time.perf_counter()
-            num_labels = sum(row.num_labels for batch in step for row in batch)
-            backward(model, step, num_labels)
-            optimizer.step()
-            optimizer.zero_grad()
-            tokens += sum(len(row.input_ids) for batch in step for row in batch)
-    _wait(device)
-    rate = tokens / (time.perf_counter() - begun)
+            student.step(number + 1, len(steps), rows)
+            tokens += sum(len(row.input_ids) for row in rows)
+        _wait(device)
+        rate = tokens / (time.perf_counter() - begun)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
-    return [rate, peak, (6 if settings.gradient_checkpointing else 4) * shape.num_parameters * rate]
+    return rate, peak, (6 if settings.gradient_checkpointing else 4) * shape.num_active * rate
 
 
 def _wait(device: str) -> None:
@@ -164,7 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
             share = f"{used / machine.tflops / 1e12:.0%}" if machine.tflops else "unknown"
             shown = [f"{rate:,.0f}", f"{peak:.1f}" if peak else "not measured", share]
         print(
-            f"{name:6s} {called:10s} {len(targets)} layers {shown[0]:>12s} {shown[1]:>12s}  "
+            f"{name:6s} {called:10s} {targets if isinstance(targets, str) else len(targets)} "
+            f"layers {shown[0]:>12s} {shown[1]:>12s}  "
             f"{shown[2]}",
             flush=True,
         )

@@ -1,117 +1,89 @@
-"""How fast `fit` trains the embedded model, beside two usual ways and the machine's own limit.
+"""How fast LoRA training is on this CPU: this course, TRL, PEFT as it comes, the published recipe.
 
-    python tests/benchmarks/bench_train.py [--dialogues 24] [--rounds 3] [--only ours trl-1]
+    python tests/benchmarks/bench_train.py [--minutes 5] [--only ours trl-1]
 
-All train LoRA r=8 on all linear layers over the same dialogues, in one process, in turns:
-  ours       `fit`'s loop, in float32
-  padded     PEFT as it comes, every row padded to 512, loss by transformers
-  original   the same with LoRA's dropout of 0.05, as published (ours draws none)
+All train LoRA r=8 on all linear layers of SmolLM2-135M over the same recorded dialogues, in one
+process, in turns, each in the precision it is faster in (both are tried first):
+  ours       `fit`'s own steps
   trl-N      TRL's SFTTrainer, N rows of like length together, no checkpointing of activations, its
              own (chunked) loss; the best N is its best setting
-and each again as NAME-bf16: the frozen weights in bfloat16, which `fit` chooses by itself where the
-CPU has instructions for it (elsewhere it is slow).
-Rates are real tokens (no padding) a second of wall time and of CPU time over all threads. CPU time
-is the fairer column on a busy machine. "of limit" counts 4 operations a parameter and token and
-divides by what plain matrix products of the model's shapes reach in that precision, timed before
-and after.
+  padded     PEFT as it comes, every row padded to 512, loss by transformers
+  published  the same with LoRA's dropout of 0.05, as Baize was trained (ours draws none)
+The number of dialogues follows from a first try, so that all ends in about `--minutes`. Rates are
+real tokens (no padding) a second of wall time and of CPU time over all threads; CPU time is the
+fairer column on a busy machine. "of limit" counts 4 operations a parameter and token and divides by
+what plain matrix products of the model's shapes reach in that precision, timed before and after.
+llama.cpp's and Unsloth's trainers are not here: the one trains no adapter, the other needs a GPU.
 """
 
 import argparse
 import contextlib
 import functools
 import io
+import os
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from baize_lib.config import data_dir
-from baize_lib.corpus.formats import from_chat
-from baize_lib.files import read_jsonl
-from baize_lib.models.base import Base, computing_in, load_base
+import torch
+
+from baize_lib.corpus.formats import read_sample
+from baize_lib.models.base import Base, load_base
 from baize_lib.models.weights import quiet
-from baize_lib.training.batches import encode_all, epoch_steps, micro_batches
-from baize_lib.training.fast_cpu import lean
-from baize_lib.training.fit import add_adapter
-from baize_lib.training.loss import backward, lane_tokens, lanes
+from baize_lib.training.batches import encode_all, epoch_steps
+from baize_lib.training.fast_cpu import product_rate
+from baize_lib.training.lora import add_adapter
 from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.step import trainee
 from baize_lib.training.tokens import Encoded
 
 SETTINGS = TrainingSettings(rank=8, num_epochs=1)
+Rows = list[Encoded]
 
 
-def timed(work: Any) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+def cpu_kind() -> str:
+    """What this CPU calls itself, and the units it has for matrix products."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = dict(line.split("\t", 1) for line in lines if "\t" in line)
+        flags = next((v for k, v in about.items() if k.strip() == "flags"), "").split()
+        name = next((v for k, v in about.items() if k.strip() == "model name"), "?").strip("\t: ")
+        units = [u for u in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if u in flags]
+        return f"{name}, {os.cpu_count()} cores, {' '.join(units)}"
+    return f"unknown, {os.cpu_count()} cores"
 
 
-def matmul_rate(dtype: Any) -> tuple[float, float]:
-    """Operations a second (wall, CPU) of the model's own products at 1,536 tokens."""
-    import torch
-
-    shapes = [(576, 576), (576, 1536), (1536, 576)]
-    pairs = [(torch.randn(1536, i, dtype=dtype), torch.randn(o, i, dtype=dtype)) for i, o in shapes]
-    for _ in range(20):  # a core that has idled takes a moment to reach its clock
-        for x, w in pairs:
-            x @ w.T
-    wall, cpu = timed(lambda: [x @ w.T for _ in range(30) for x, w in pairs])
-    operations = 30 * sum(2 * 1536 * i * o for i, o in shapes)
-    return operations / wall, operations / cpu
+def ours(base: Base, rows: Rows) -> None:
+    with trainee(base, replace(SETTINGS, compute=base.precision)) as student, student.computing():
+        steps = epoch_steps(rows, SETTINGS, 0)
+        for number, part in enumerate(steps, start=1):
+            student.step(number, len(steps), part)
 
 
-def ours(base: Base, rows: list[Encoded]) -> Any:
-    import torch
-
-    model = add_adapter(base, SETTINGS).train()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, fused=True)
-    at_once = lanes(model, SETTINGS)
-
-    def run() -> None:
-        with lean(model):
-            for step in epoch_steps(rows, SETTINGS, 0):
-                part = [row for batch in step for row in batch]
-                batches = micro_batches(part, lane_tokens(SETTINGS.micro_tokens, at_once))
-                backward(model, batches, sum(row.num_labels for row in part), at_once)
-                optimizer.step()
-                optimizer.zero_grad()
-
-    return run, model
-
-
-def padded(base: Base, rows: list[Encoded], dropout: float = 0.0) -> Any:
-    import torch
-
+def padded(base: Base, rows: Rows, dropout: float = 0.0) -> None:
     model = add_adapter(base, replace(SETTINGS, dropout=dropout)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-
-    def run() -> None:
-        for start in range(0, len(rows), 4):
-            part = rows[start : start + 4]
-            ids, labels = torch.zeros(len(part), 512).long(), torch.full((len(part), 512), -100)
-            mask = torch.zeros(len(part), 512).long()
-            for i, row in enumerate(part):
-                ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-                labels[i, : len(row.labels)] = torch.tensor(row.labels)
-                mask[i, : len(row.input_ids)] = 1
-            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return run, model
+    for start in range(0, len(rows), 4):
+        part = rows[start : start + 4]
+        ids, labels = torch.zeros(len(part), 512).long(), torch.full((len(part), 512), -100)
+        mask = torch.zeros(len(part), 512).long()
+        for i, row in enumerate(part):
+            ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
+            labels[i, : len(row.labels)] = torch.tensor(row.labels)
+            mask[i, : len(row.input_ids)] = 1
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.unload()
 
 
-def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
+def trl(base: Base, rows: Rows, batch_size: int) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
-
-    from baize_lib.models.shapes import ALL_LINEAR
 
     data = Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
     config = SFTConfig(
@@ -120,86 +92,83 @@ def trl(base: Base, rows: list[Encoded], batch_size: int) -> Any:
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_num_workers=0,
         train_sampling_strategy="group_by_length", dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=list(ALL_LINEAR), task_type="CAUSAL_LM")
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         base.model, args=config, train_dataset=data, processing_class=base.tokenizer,
         peft_config=lora,
     )  # fmt: skip
-    return trainer.train, trainer.model
+    trainer.train()
+    trainer.model.unload()
 
 
-WAYS: dict[str, Callable[[Base, list[Encoded]], Any]] = {
+WAYS: dict[str, Callable[[Base, Rows], None]] = {
     "ours": ours,
+    **{f"trl-{size}": functools.partial(trl, batch_size=size) for size in (1, 2, 4)},
     "padded": padded,
-    "original": functools.partial(padded, dropout=0.05),
-    **{f"trl-{size}": functools.partial(trl, batch_size=size) for size in (1, 2, 4, 8)},
+    "published": functools.partial(padded, dropout=0.05),
 }
-NAMES = [*WAYS, *(f"{name}-bf16" for name in WAYS)]
-_USUAL = ["ours", "padded", "original", "trl-1", "trl-2", "ours-bf16", "trl-1-bf16", "trl-4-bf16"]
+OURS_F32 = "ours, float32"  # also shown where bfloat16 is faster
 
 
-def main() -> None:
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def one_run(way: str, base: Base, rows: Rows, precision: str) -> tuple[float, float, float, float]:
+    """Tokens a second of wall and of CPU time, and the shares of the limit by either."""
+    tokens, before = sum(len(row.input_ids) for row in rows), product_rate(precision)
+    wall, cpu = timed(lambda: WAYS[way](base, rows))
+    base.model.requires_grad_(False)
+    rate = (before + product_rate(precision)) / 2
+    work, threads = 4 * base.model.num_parameters() * tokens, torch.get_num_threads()
+    return tokens / wall, tokens / cpu, work / wall / rate, work / cpu * threads / rate
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dialogues", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=_USUAL, choices=NAMES)
-    import torch
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS))
+    options = parser.parse_args(arguments)
+    end = time.perf_counter() + 60 * options.minutes
+    print(f"CPU: {cpu_kind()}; {torch.get_num_threads()} threads; load {os.getloadavg()[0]:.1f}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        bases = {p: load_base("smollm2-135m", p) for p in ("float32", "bfloat16")}
+    for precision in bases:
+        print(f"matrix products: {product_rate(precision) / 1e9:.0f} GFLOP/s in {precision}")
+    rows = encode_all(read_sample(), bases["float32"].tokenizer, SETTINGS)[0]
 
-    options = parser.parse_args()
-    base = load_base("smollm2-135m", "float32")
-    base.model.requires_grad_(False)  # `computing_in` leaves what is trained alone
-    source = data_dir() / "self_chat_sample.jsonl"
-    dialogues = [from_chat(row) for row in read_jsonl(source) if row.get("status", "ok") == "ok"]
-    rows, _ = encode_all(dialogues[: options.dialogues], base.tokenizer, SETTINGS)
-    tokens = sum(len(row.input_ids) for row in rows)
-    print(f"{len(rows)} dialogues, {tokens} tokens, {torch.get_num_threads()} threads")
-    work = 4 * base.model.num_parameters() * tokens
-    seen: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
-    for turn in range(options.rounds):
-        for name in options.only:
-            way = WAYS[name.removesuffix("-bf16")]
-            compute = "bfloat16" if name.endswith("-bf16") else "float32"
-            dtype = getattr(torch, compute)
-            before = matmul_rate(dtype)
-            with (
-                computing_in(base.model, compute),
-                quiet(),
-                contextlib.redirect_stdout(io.StringIO()),
-            ):
-                if turn == 0:  # the first pass pays for memory and threads
-                    run, model = way(base, rows[:4])
-                    run()
-                    model.unload()
-                run, model = way(base, rows)
-                wall, cpu = timed(run)
-                model.unload()
-            base.model.requires_grad_(False)
-            after = matmul_rate(dtype)
-            limit = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
-            of_limit = work / wall / limit[0], work / cpu / limit[1]
-            seen[name].append((tokens / wall, tokens / cpu, *of_limit, limit[0] / 1e9))
-            print(f"round {turn + 1}  {_row(name, seen[name][-1])}", flush=True)
-    median = {
-        name: [statistics.median(column) for column in zip(*runs, strict=True)]
-        for name, runs in seen.items()
-    }
-    print(f"\nmedians of {options.rounds} rounds")
-    for name, values in median.items():
-        print(_row(name, values))
-    best = [name for name in ("ours", "ours-bf16") if name in seen]
-    for ours_, name in [(o, name) for o in best for name in seen if not name.startswith("ours")]:
-        pairs = list(zip(seen[ours_], seen[name], strict=True))
-        ratios = [statistics.median(a[i] / b[i] for a, b in pairs) for i in range(2)]
-        print("{} / {}: {:.2f} by wall, {:.2f} by CPU time".format(ours_, name, *ratios))
+    few, chosen, cost = rows[:2], {}, 0.0
+    for way in options.only:  # which precision, and how long it takes
+        took = {p: timed(lambda w=way, b=b: WAYS[w](b, few))[0] for p, b in bases.items()}
+        chosen[way] = min(took, key=took.get)
+        cost += took[chosen[way]] / sum(len(row.input_ids) for row in few)
+        print(f"{way:10s} prefers {chosen[way]}", flush=True)
+    runs = [(way, chosen[way], way) for way in options.only]
+    if chosen.get("ours") == "bfloat16":
+        runs.append(("ours", "float32", OURS_F32))
+    rounds, left = 2, end - time.perf_counter()
+    budget = max(800.0, left / rounds / (1.15 * cost))  # tokens of a round
+    sizes = [sum(len(row.input_ids) for row in rows[:n]) for n in range(len(rows) + 1)]
+    count = max(4, next((n for n, size in enumerate(sizes) if size > budget), len(rows)) - 1)
+    print(f"{count} dialogues, {sizes[count]} tokens, {rounds} rounds", flush=True)
 
-
-def _row(name: str, values: Sequence[float]) -> str:
-    return (
-        "{:13s} {:5.0f} tokens/s  {:5.0f} tokens/CPU-s  {:.2f} of limit  {:.2f} of limit (CPU)  "
-        "matmul {:.0f} GFLOP/s"
-    ).format(name, *values)
+    seen: dict[str, list[tuple[float, ...]]] = {name: [] for *_, name in runs}
+    for _ in range(rounds):
+        for way, precision, name in runs:
+            seen[name].append(one_run(way, bases[precision], rows[:count], precision))
+    print(f"{'':14s} tokens/s  a CPU second  of limit  of limit by CPU time")
+    for name, found in seen.items():
+        row = [statistics.median(column) for column in zip(*found, strict=True)]
+        print("{:14s} {:8.0f} {:13.0f} {:9.2f} {:9.2f}".format(name, *row))
+    theirs = [name for name in seen if not name.startswith("ours")]
+    for name in theirs if "ours" in seen else []:
+        pairs = list(zip(seen["ours"], seen[name], strict=True))
+        wall, cpu = (statistics.median(a[i] / b[i] for a, b in pairs) for i in range(2))
+        print(f"ours / {name}: {wall:.2f} by wall, {cpu:.2f} by CPU time")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     main()

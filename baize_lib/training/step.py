@@ -1,0 +1,209 @@
+"""One optimiser step, and a base made ready for it: training and measuring both go through here.
+
+    with trainee(base, settings) as student, student.computing():
+        loss, lr, norm = student.step(1, num_steps, rows)
+
+A rehearsal on a few tokens comes first, so that a base that cannot be trained is refused by name
+before anything is spent.
+"""
+
+import contextlib
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from baize_lib.config import BaizeError
+from baize_lib.models.base import Base
+from baize_lib.models.weights import quiet
+from baize_lib.training.lora import add_adapter
+from baize_lib.training.loss import Loss, backward, lane_tokens, lanes, loss_of
+from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.several import Team, shard
+from baize_lib.training.tokens import Encoded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from torch.optim import Optimizer
+
+__all__: list[str] = []
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A base with a new adapter on it, ready for optimiser steps.
+
+    Attributes:
+        compute: the precision training multiplies in; `reason` says why.
+        scale: how much too large gradients are computed: in float16 small ones would vanish.
+    """
+
+    base: Base
+    model: "PeftModel"
+    settings: TrainingSettings
+    team: Team
+    compute: str
+    reason: str
+    loss: Loss
+    lanes: int
+    weights: "list[nn.Parameter]"
+    optimizer: "Optimizer"
+    scale: float
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """What happens inside is training: in its precision and mode, with its own random numbers.
+
+        Raises:
+            BaizeError: out of memory; what filled it is let go.
+        """
+        import torch
+
+        from baize_lib.training.fast_cpu import fast
+
+        devices = range(torch.cuda.device_count())
+        with _room(self.settings), torch.random.fork_rng(devices), fast(self.model, self.compute):
+            self.model.train()
+            yield
+
+    def step(self, number: int, total: int, rows: Sequence[Encoded]) -> tuple[float, float, float]:
+        """Step `number` of `total` on `rows`: the loss per learnt token, rate, gradient's norm.
+
+        Raises:
+            BaizeError: the loss or its gradient is not a finite number; the rows are named, and
+                the adapter is as it was before the step.
+        """
+        import torch
+
+        settings, team = self.settings, self.team
+        num_labels = sum(row.num_labels for row in rows)
+        batches = team.batches(rows, lane_tokens(settings.micro_tokens, self.lanes))
+        while True:
+            self.optimizer.zero_grad()
+            # so that a resumed run drops alike, and no two processes do
+            torch.manual_seed((settings.seed * 1_000_003 + number) * team.size + team.rank)
+            loss = backward(self.model, batches, num_labels, self.loss, self.lanes, self.scale)
+            gradients = [weight.grad for weight in self.weights]
+            team.add_up(gradients)
+            torch._foreach_div_(gradients, self.scale)
+            loss = team.total(loss, self.weights[0].device) / num_labels
+            norm = torch.nn.utils.clip_grad_norm_(self.weights, settings.max_grad_norm).item()
+            if math.isfinite(norm) or not math.isfinite(loss) or self.scale <= 1:
+                break
+            self.scale /= 4  # float16 overflowed on the way back: again, and nothing is lost
+        for value, name in ((loss, "loss"), (norm, "gradient's norm")):
+            if not math.isfinite(value):
+                raise BaizeError(
+                    f"the {name} of step {number} is {value}: look at dialogues "
+                    f"{', '.join(row.id for row in rows)}, or lower lr (now {settings.lr:g}); "
+                    "the last checkpoint is kept"
+                )
+        lr = _learning_rate(number, total, settings)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        return loss, lr, norm
+
+
+@contextlib.contextmanager
+def trainee(base: Base, settings: TrainingSettings, team: Team | None = None) -> Iterator[Trainee]:
+    """Put a new adapter on the base, and take it off at the end; the base is left as it was.
+
+    Raises:
+        BaizeError: settings that cannot work, or a base that cannot be trained.
+    """
+    import torch
+
+    from baize_lib.training.fast_cpu import compute_precision
+
+    team, compute, reason = team or Team(), base.precision, "a sharded base stays as it was loaded"
+    if not team.in_step:
+        kind = base.model.device.type
+        compute, reason = compute_precision(base.precision, kind, settings.compute)
+    model = add_adapter(base, settings)
+    try:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        if team.in_step:
+            shard(base, weights)
+        optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0, fused=True)
+        at_once = 1 if team.in_step else lanes(model, settings)
+        _refuse_unless_causal(base)
+        student = Trainee(
+            base, model, settings, team, compute, reason, loss_of(model), at_once, weights,
+            optimizer, 1024.0 if compute == "float16" else 1.0,
+        )  # fmt: skip
+        _rehearse(student)
+        yield student
+    finally:
+        with quiet():
+            model.unload()
+            base.model.requires_grad_(False).eval().gradient_checkpointing_disable()
+
+
+def _refuse_unless_causal(base: Base) -> None:
+    """Another last token must leave the logits before it as they were, to rounding."""
+    import torch
+
+    ids = torch.arange(1, 17, device=base.model.device).repeat(2, 1)
+    ids[1, -1] = 1
+    with torch.no_grad(), _named_failures(base):
+        one, other = (base.model.eval()(input_ids=x[None], use_cache=False).logits for x in ids)
+    apart = (one - other)[:, :-1].abs().max().item()
+    if apart > 30 * torch.finfo(one.dtype).eps * one.abs().max().item():
+        raise BaizeError(
+            f"{base.name} ({base.model.config.model_type}) looks at later words to predict earlier "
+            "ones, so it cannot learn to write: choose a causal language model"
+        )
+
+
+def _rehearse(student: Trainee) -> None:
+    row = Encoded([*range(1, 17)], [*range(1, 17)], "rehearsal")
+    with _named_failures(student.base), student.computing():
+        backward(student.model, [[row]], row.num_labels, student.loss)
+    if not any(weight.grad.any() for weight in student.weights):
+        raise BaizeError(
+            f"no gradient reaches the adapter on {student.settings.targets} of "
+            f"{student.base.name}: use targets='all-linear'"
+        )
+
+
+@contextlib.contextmanager
+def _named_failures(base: Base) -> Iterator[None]:
+    try:
+        yield
+    except BaizeError:
+        raise
+    except Exception as error:  # each family has its own ways to fail
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaizeError(
+            f"{base.name} ({base.model.config.model_type}) cannot be trained here ({first}): "
+            "choose another base model"
+        ) from error
+
+
+def _learning_rate(number: int, total: int, settings: TrainingSettings) -> float:
+    warmup = max(1, min(settings.warmup, total // 10))
+    if number <= warmup:
+        return settings.lr * number / warmup
+    left = (total - number + 1) / (total - warmup + 1)
+    if settings.schedule == "linear":
+        return settings.lr * left
+    return settings.lr * (1 - math.cos(math.pi * left)) / 2
+
+
+@contextlib.contextmanager
+def _room(settings: TrainingSettings) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+        raise BaizeError(
+            f"out of memory: halve micro_tokens (now {settings.micro_tokens}) or set "
+            "gradient_checkpointing=True, then run again: it goes on from the last checkpoint"
+        ) from None
