@@ -1,6 +1,5 @@
 """Ask fairly, check by rule, know what the checks get wrong, and say how sure one may be."""
 
-from baize_lib.evaluation.ablation import HeldOut, held_out, usual_range
 from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts
 from baize_lib.evaluation.checks import check, check_errors, try_checks
 from baize_lib.evaluation.health import health, health_errors
@@ -25,5 +24,4 @@ __all__ = [
     "run_code", "health", "health_errors", "page",
     "grade", "score_table", "verdict_table", "interval", "visible_difference", "compare_arms",
     "true_shares", "Pair", "compare", "bias_table", "score",
-    "HeldOut", "held_out", "usual_range",
 ]  # fmt: skip
