@@ -268,9 +268,11 @@ def test_training_on_a_base_in_use_takes_the_adapters_off_and_they_come_back(cha
 
 # --- stopping
 
+STOPS = ("[|Human|]", "[|AI|]")
+
 
 def write(base, text, end=False, max_tokens=99):
-    writer = _Writer(base.tokenizer, _end_tokens(base), [], max_tokens, None)
+    writer = _Writer(base.tokenizer, (_end_tokens(base), STOPS), [], max_tokens, None)
     shown = []
     for token in [*base.tokenizer(text).input_ids, *([base.tokenizer.eos_token_id] * end)]:
         if not writer.stopped_by:
@@ -297,6 +299,15 @@ def test_a_reply_stops_at_the_length_allowed(base):
     assert (answer.text, answer.stopped_by, answer.num_tokens) == ("one two three", "length", 3)
 
 
+def test_a_reply_stops_at_a_text_of_the_askers_own(chat):
+    whole = chat.reply(QUESTIONS[0], **GREEDY).text
+    stop = whole[5:9]
+    answer = chat.reply(QUESTIONS[0], stop=[stop], **GREEDY)
+    assert answer.text == whole[: whole.index(stop)].strip()
+    assert answer.stopped_by == "tag"
+    assert "".join(chat.stream(QUESTIONS[0], stop=[stop], **GREEDY)) == answer.text
+
+
 @functools.cache
 def tokenizer():
     from transformers import AutoTokenizer
@@ -307,7 +318,7 @@ def tokenizer():
 @settings(deadline=None)
 @given(st.text(st.sampled_from("a[|HumanAI] \n坦😀"), max_size=30))
 def test_what_a_stream_has_shown_is_never_taken_back(text):
-    writer = _Writer(tokenizer(), set(), [], 10**6, None)
+    writer = _Writer(tokenizer(), (set(), STOPS), [], 10**6, None)
     shown = ""
     for token in writer.tokenizer(text).input_ids:
         if not writer.stopped_by:

@@ -37,13 +37,15 @@ Asked = str | Sequence[Message]
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One reply. `stopped_by` is "end" (the end token), "tag" (it began to speak for somebody
-    else; the tag is cut off) or "length". `num_tokens` counts all it wrote, end token included.
+    else, or wrote one of your stops; cut off) or "length". `num_tokens` counts all it wrote, end
+    token included; `num_read` the prompt.
     """
 
     text: str
     stopped_by: str
     num_tokens: int
     seconds: float
+    num_read: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -103,12 +105,12 @@ class ChatModel:
 
     def follow(
         self, asked: Asked, model: str = "base", **sampling: Any
-    ) -> Iterator[tuple[str, str]]:
-        """Yield (new text, "") token by token, and at the end what the reply was stopped by."""
+    ) -> Iterator[tuple[str, Answer]]:
+        """Yield after each token the text that it settled, and the answer as it is by then."""
         said = ""
-        for writers in self._write([asked], model, **sampling):
-            text = writers[0].settled()
-            yield text[len(said) :], writers[0].stopped_by
+        for (writer,) in self._write([asked], model, **sampling):
+            text = writer.settled()
+            yield text[len(said) :], writer.answer()
             said = text
 
     def replies(
@@ -119,7 +121,7 @@ class ChatModel:
         Args:
             sampling: max_tokens=256; temperature=1.0 (0 takes the likeliest token); top_p=0.95;
                 seed=None (an integer makes the replies repeatable, each prompt on its own);
-                language=None (the adapter's, else "en").
+                stop=() (texts that end a reply); language=None (the adapter's, else "en").
 
         Raises:
             BaizeError: unknown model or sampling, roles that do not alternate, a question beyond
@@ -143,6 +145,7 @@ class ChatModel:
         temperature: float = 1.0,
         top_p: float = 0.95,
         seed: int | None = None,
+        stop: Sequence[str] = (),
         language: str | None = None,
     ) -> Iterator[list["_Writer"]]:
         """Yield all writers after each token that the unfinished ones wrote."""
@@ -155,7 +158,7 @@ class ChatModel:
         if layout:
             layout["language"] = language or layout["language"]
         prompts = [self._prompt(_messages(asked), max_tokens, layout) for asked in conversations]
-        ends = _end_tokens(self.base)
+        ends = _end_tokens(self.base), (HUMAN_TAG, AI_TAG, *filter(None, stop))
         writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
         with _ONE_AT_A_TIME:
             adapter = self._adapter(model)
@@ -255,14 +258,16 @@ def _end_tokens(base: Base) -> set[int]:
 
 
 class _Writer:
-    """One reply in the making."""
+    """One reply in the making; `ends` are the tokens and the texts that end it."""
 
     def __init__(
-        self, tokenizer: Any, ends: set[int], prompt: list[int], max_tokens: int, seed: int | None
-    ) -> None:
+        self, tokenizer: Any, ends: tuple[set[int], tuple[str, ...]], prompt: list[int],
+        max_tokens: int, seed: int | None,
+    ) -> None:  # fmt: skip
         import torch
 
-        self.tokenizer, self.ends, self.max_tokens = tokenizer, ends, max_tokens
+        self.tokenizer, self.max_tokens, self.num_read = tokenizer, max_tokens, len(prompt)
+        self.end_tokens, self.stops = ends
         self.begun, self.seconds = time.perf_counter(), 0.0
         self.ids: list[int] = []
         self.text = self.stopped_by = ""
@@ -275,11 +280,11 @@ class _Writer:
 
     def write(self, token: int) -> None:
         self.ids.append(token)
-        if token in self.ends:
+        if token in self.end_tokens:
             self.stopped_by = "end"
         else:
             self.text = self.tokenizer.decode(self.ids, clean_up_tokenization_spaces=False)
-            found = [at for tag in (HUMAN_TAG, AI_TAG) if (at := self.text.find(tag)) >= 0]
+            found = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
             if found:  # found in the text, so it does not matter how the tag fell into tokens
                 self.text, self.stopped_by = self.text[: min(found)], "tag"
             elif len(self.ids) >= self.max_tokens:
@@ -291,14 +296,16 @@ class _Writer:
         text = self.text.lstrip()
         if not self.stopped_by:
             text = text.rstrip("\ufffd")
-            for size in range(len(HUMAN_TAG) - 1, 0, -1):
-                if any(tag[:size] == text[-size:] for tag in (HUMAN_TAG, AI_TAG)):
+            for size in range(max(map(len, self.stops)) - 1, 0, -1):
+                if any(stop[:size] == text[-size:] for stop in self.stops):
                     text = text[:-size]
                     break
         return text.rstrip()
 
     def answer(self) -> Answer:
-        return Answer(self.text.strip(), self.stopped_by, len(self.ids), self.seconds)
+        return Answer(
+            self.text.strip(), self.stopped_by, len(self.ids), self.seconds, self.num_read
+        )
 
 
 def _choose(logits: Any, temperature: float, top_p: float, generator: Any) -> int:

@@ -5,7 +5,7 @@ in common with an earlier one is not read again: on a CPU with AVX-512 or AMX th
 faster than llama.cpp, which serves where OpenVINO has no wheel.
 
     address, key = serve_openvino(Path("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"))
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key=key)
+    client = openai.OpenAI(base_url=address, api_key=key)
     client.chat.completions.create(model="local", messages=[{"role": "user", "content": "Hello"}])
 """
 
@@ -16,13 +16,13 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from baize_lib.config import BaizeError
+from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
 __all__ = ["serve_openvino"]
 
@@ -35,28 +35,10 @@ def serve_openvino(model_file: Path, *, slots: int = 48, context: int = 2048) ->
         context: tokens a prompt and its answer may have together.
     """
     engine = _Engine(model_file, slots, context)
-    key, port = secrets.token_urlsafe(24), queue.Queue()
-    for work in (engine.work, lambda: asyncio.run(_serve(engine, key, port))):
-        threading.Thread(target=work, daemon=True).start()
+    key = secrets.token_urlsafe(24)
+    threading.Thread(target=engine.work, daemon=True).start()
     atexit.register(engine.stop)
-    return f"http://127.0.0.1:{port.get(timeout=60)}", key
-
-
-class _Message(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class _Request(BaseModel, extra="forbid"):
-    messages: list[_Message] = Field(min_length=1)
-    model: str = ""
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1, ge=0, le=2)
-    top_p: float = Field(1, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    stop: str | list[str] = []
-    repeat_penalty: float = Field(1, gt=0, le=2)
+    return serve_api(engine.answer, [engine.name], key=key), key
 
 
 class _Engine:
@@ -77,21 +59,20 @@ class _Engine:
         self.inbox: queue.Queue[tuple | None] = queue.Queue()
         self.ended = threading.Event()
 
-    def read(self, body: bytes) -> tuple[Any, Any]:
+    def read(self, asked: ChatRequest) -> tuple[Any, Any]:
         """A request as (prompt's tokens, settings); a ValueError says what is wrong with it."""
-        asked = _Request.model_validate_json(body)
-        messages = [message.model_dump() for message in asked.messages]
+        messages = [{"role": row.role, "content": row.text} for row in asked.messages]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         ids = self.tokenizer.encode(text, add_special_tokens=False).input_ids
         room = self.context - ids.get_size()
-        most = asked.max_completion_tokens or asked.max_tokens or max(room, 1)
+        most = asked.most or max(room, 1)
         if most > room:
             raise ValueError(f"{ids.get_size()} prompt + {most} tokens are over {self.context}")
         config = self.pipeline.get_config()  # knows the model's end-of-text tokens
         config.max_new_tokens, config.repetition_penalty = most, asked.repeat_penalty
-        config.stop_strings = {asked.stop} if isinstance(asked.stop, str) else set(asked.stop)
+        config.stop_strings = set(asked.stop)
         if asked.temperature > 0:
-            config.do_sample, config.rng_seed = True, asked.seed
+            config.do_sample, config.rng_seed = True, asked.seed or 0
             config.temperature, config.top_p = asked.temperature, asked.top_p
         return ids, config
 
@@ -116,21 +97,17 @@ class _Engine:
             # A step holds Python's lock: leave a moment to send answers and take what follows.
             time.sleep(0.01 if over else 0.001)
 
-    def answer(self, ids: Any, config: Any, found: Any) -> dict[str, Any]:
-        """A finished answer as OpenAI's API writes it."""
+    async def answer(self, asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
+        """A request's whole answer, once it is written."""
+        ids, config = self.read(asked)
+        future: Future = Future()
+        self.inbox.put((future, ids, config))
+        found = await asyncio.wrap_future(future)
         text = self.tokenizer.decode(found.generated_ids)
         for stop in config.stop_strings:  # OpenVINO cuts off whole tokens only
             text = text.partition(stop)[0]
         reason = "stop" if found.finish_reason.name == "STOP" else "length"
-        message = {"role": "assistant", "content": text}
-        read, written = ids.get_size(), len(found.generated_ids)
-        usage = {"prompt_tokens": read, "completion_tokens": written}
-        return {
-            "id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion",
-            "created": int(time.time()), "model": self.name,
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-            "usage": usage | {"total_tokens": read + written},
-        }  # fmt: skip
+        yield text, Written(reason, ids.get_size(), len(found.generated_ids))
 
     def stop(self) -> None:
         """End the thread between two steps: the interpreter must not go away under it."""
@@ -151,44 +128,3 @@ def _over(future: Future, handle: Any, error: Exception | None) -> bool:
         else:
             future.set_exception(error or RuntimeError("the cache is full: ask for fewer at once"))
     return True
-
-
-async def _serve(engine: _Engine, key: str, port: queue.Queue[int]) -> None:
-    from aiohttp import web
-
-    def refuse(status: int, text: str) -> web.Response:
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        return web.json_response({"error": {"message": text, "type": kind}}, status=status)
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode()
-        if not secrets.compare_digest(given, f"Bearer {key}".encode()):
-            return refuse(401, "wrong key: send the one that serve_openvino gave")
-        return await handler(request)
-
-    async def chat(request: web.Request) -> web.Response:
-        try:
-            ids, config = engine.read(await request.read())
-        except (ValueError, RuntimeError) as error:
-            return refuse(400, f"bad request: {error}")
-        future: Future = Future()
-        engine.inbox.put((future, ids, config))
-        try:
-            found = await asyncio.wrap_future(future)
-        except RuntimeError as error:
-            return refuse(500, f"OpenVINO failed: {error}")
-        return web.json_response(engine.answer(ids, config, found))
-
-    async def models(_: web.Request) -> web.Response:
-        model = {"id": engine.name, "object": "model"}
-        return web.json_response({"object": "list", "data": [model]})
-
-    app = web.Application(middlewares=[guard], client_max_size=8 << 20)
-    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/v1/models", models)])
-    # handler_cancellation: when a client goes away, its answer is not written to its end.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port.put(runner.addresses[0][1])
-    await asyncio.Event().wait()
