@@ -129,6 +129,7 @@ def shares_a_word(question: str, said: str) -> bool:
 # ---- Language ------------------------------------------------------------------------------------
 
 _LANGUAGES = tuple(_WRITTEN["languages"].split())
+_ENGLISH = frozenset(_WRITTEN["english"].split())
 _ENOUGH = 160  # characters: more hardly say anything new about the language, and cost time
 
 
@@ -144,6 +145,8 @@ def language_of(text: str, languages: tuple[str, ...] = _LANGUAGES) -> str:
     ('', '')
     """
     said = prose(text).strip()[:_ENOUGH]
+    if said.isascii() and "en" in languages and len(_ENGLISH.intersection(words(said))) >= 3:
+        return "en"
     language, sure = _identifier(languages).classify(said)
     doubtful = said.isascii() and language != "en"  # names alone look like Dutch or Swahili
     needed = (0.75 if len(words(said)) < 12 else 0.5) if doubtful else 0.4

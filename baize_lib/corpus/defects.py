@@ -38,6 +38,7 @@ _PATTERN = {
     for name, text in _WRITTEN["pattern"].items()
     if name != "as_an_ai"
 }
+_OF_MODELS = _WRITTEN["of_models"]
 _AS_AN_AI = re.compile(_WRITTEN["pattern"]["as_an_ai"].format_map(_WRITTEN["pattern"]), _FLAGS)
 
 
@@ -111,7 +112,8 @@ def asks_back(text: str) -> bool:
 
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
-    return bool(_AS_AN_AI.search(prose(text)))
+    plain = f" {text}".lower()  # a quick look before the slow one
+    return any(map(plain.__contains__, _OF_MODELS)) and bool(_AS_AN_AI.search(prose(text)))
 
 
 def personal_data(text: str) -> Iterator[tuple[str, str]]:
@@ -120,6 +122,8 @@ def personal_data(text: str) -> Iterator[tuple[str, str]]:
     Examples are let pass (you@example.com, 555-01xx numbers, private addresses); a card must pass
     the Luhn check. A shape is not proof: a made-up address looks like a real one.
     """
+    if not re.search(r"[@\d]|-----", text):  # a quick look before the slow ones
+        return
     found = {
         kind: [match[0] for match in _PATTERN[kind].finditer(text)]
         for kind in ("e-mail", "phone", "card", "ip", "key")

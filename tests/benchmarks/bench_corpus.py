@@ -27,7 +27,9 @@ TURNS, VOCABULARY = 3, 30_000
 def write_ledger(path: Path, count: int) -> None:
     rng = random.Random(0)
     letters = "etaoinshrdlcumwfgypbvk"
-    known = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(VOCABULARY)]
+    common = "the of and to a in is that it for you with this are was have be not they can"
+    known = common.split()
+    known += ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(VOCABULARY - 20)]
     weights = list(accumulate(1 / rank for rank in range(1, VOCABULARY + 1)))
     pool = rng.choices(known, cum_weights=weights, k=4_000_000)
 
