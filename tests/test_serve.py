@@ -1,4 +1,4 @@
-"""The chatbot as a server: the plain openai client and the course's own teacher client talk to it."""
+"""The chatbot as a server: the plain openai client and the course's teacher client ask it."""
 
 import asyncio
 import json

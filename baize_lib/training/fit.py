@@ -34,7 +34,7 @@ from baize_lib.training.loss import held_out_loss, plain_loss
 from baize_lib.training.settings import TrainingSettings, read_run_file
 from baize_lib.training.several import join
 from baize_lib.training.step import Trainee, trainee
-from baize_lib.training.tokens import Encoded, chat_template
+from baize_lib.training.tokens import Encoded, save_layout
 
 __all__ = ["fit"]
 
@@ -302,8 +302,7 @@ def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
             model.save_pretrained(part, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # an empty form with a path of this machine
         settings = run.student.settings
-        layout = chat_template(run.student.base.tokenizer, settings.language, settings.end_token)
-        write_atomic(part / "chat_template.jinja", layout)
+        save_layout(part, run.student.base.tokenizer, settings.language, settings.end_token)
         write_jsonl(part / "history.jsonl", map(asdict, result.history))
         card = _card(run, result, part) | about
         write_atomic(part / "baize_run.json", json.dumps(card, indent=1))

@@ -6,6 +6,7 @@ says; the *loss mask* tells the two apart. Training and chatting both come throu
     "\\n[|Human|] Capital?\\n[|AI|]" -> read        " Dodoma.<|im_end|>" -> learnt
 """
 
+import copy
 import html
 import json
 import re
@@ -29,7 +30,7 @@ from baize_lib.dialogue import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-__all__ = ["encode", "prompt_ids", "mask_html"]
+__all__ = ["encode", "prompt_ids", "save_layout", "mask_html"]
 
 IGNORED = -100  # the label of a token that is read, not learnt
 
@@ -116,6 +117,25 @@ def chat_template(tokenizer: "Tokenizer", language: str = "en", end_token: bool 
     text = Path(__file__).with_name("layout.jinja").read_text(encoding="utf-8")
     sets = (f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in words.items())
     return "".join(sets) + re.sub(r"\n\s*", "", text)
+
+
+def save_layout(
+    folder: Path | str, tokenizer: "Tokenizer", language: str = "en", end_token: bool = True
+) -> None:
+    """Write into an adapter's or a model's folder what makes other programs ask in our layout.
+
+    That is the tokenizer with the chat template, and a generation config in which the end token
+    and the tags end a reply (for the tags, `generate` needs `tokenizer=`).
+    """
+    from transformers import GenerationConfig
+
+    speaking = copy.deepcopy(tokenizer)
+    speaking.chat_template = chat_template(tokenizer, language, end_token)
+    speaking.save_pretrained(folder)
+    GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, stop_strings=[HUMAN_TAG, AI_TAG], max_new_tokens=256,
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def _start(tokenizer: "Tokenizer") -> list[int]:
