@@ -1,99 +1,211 @@
-"""Hand the chatbot on: a model card that says what it is, and the adapter merged into its base.
+"""Hand the chatbot on: merged into one ordinary model, with a card that says what it is, pushed.
 
-A reader of a model must learn what it was trained on, with which teacher, and what it cannot do.
-`model_card` writes that from `baize_run.json`; nothing in it is typed by hand.
+A reader of a model must learn what it was trained on, with which teacher, what it cannot do, and
+whether it may be passed on. The cards are written from the run's own files; nothing is typed.
+
+    merged = merge(base, run.adapter_dir, run.path / "merged")
+    print(model_card(merged, run))
+    push(merged, "you/your-chatbot")
 """
 
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from baize_lib.config import BaizeError
-from baize_lib.files import write_atomic
-from baize_lib.models.weights import MODELS
+import yaml
+
+from baize_lib.config import BaizeError, Run
+from baize_lib.dialogue import Message, render
+from baize_lib.files import read_jsonl, write_atomic
+from baize_lib.models.base import Base
+from baize_lib.models.weights import MODELS, quiet
 from baize_lib.training.lora import read_card
+from baize_lib.training.tokens import save_layout
 
-__all__ = [
-    "model_card",
-    "merge",
-    "push",
-]
+__all__ = ["merge", "model_card", "dataset_card", "push"]
 
-
-if TYPE_CHECKING:
-    from baize_lib.models import Base
+_HERE = Path(__file__).parent
+_HUB = None  # the hub's address; None is the real one
 
 
-def model_card(adapter_dir: Path | str, *, teacher: str) -> str:
-    """Write the adapter's README.md (the hub's model-card format) and return it."""
-    card = read_card(adapter_dir)
-    name = card["base_model"]
-    base = MODELS[name].original if name in MODELS else name
-    held_out = "not measured"
-    if card["loss_after"] is not None:
-        held_out = f"{card['loss_before']:.3f} before, {card['loss_after']:.3f} after"
-    text = f"""---
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, self-chat, baize-course]
----
-# A chatbot trained on self-chat
+def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
+    """Write a copy of the base with the adapter added to it, one ordinary model, into `out`.
 
-LoRA adapter for `{base}`, trained by the Baize course on dialogues that
-`{teacher}` had with itself.
-
-| | |
-|---|---|
-| training tokens | {card["num_tokens"]:,} in {card["seconds"]:.0f} s |
-| held-out loss, nats a token | {held_out} |
-| corpus (hash) | `{card["corpus"]}` |
-| template | `{card["template"]}` |
-
-**Use.** Ask it in the course's template; every reply ends with the end token.
-
-**Limits.** It imitates its teacher's dialogues: it repeats the teacher's mistakes, states false
-things fluently, and refuses nothing its data did not teach it to refuse. Not for advice on health,
-law or money. Output of a paid teacher falls under that teacher's terms of use.
-"""
-    write_atomic(Path(adapter_dir) / "README.md", text)
-    return text
-
-
-def merge(base: "Base", adapter_dir: Path | str, out: Path | str) -> Path:
-    """Add the adapter's matrices to the base's and save one ordinary model in `out`.
+    The base in memory is not touched. The folder carries our layout as its chat template.
 
     Raises:
-        BaizeError: the base is quantised (merge into the full-precision one), or another base.
+        BaizeError: no adapter, or one of another base; a quantised base, whose lost digits a merge
+            would keep for ever; `out` holds something else; no room on the disk.
     """
     from peft import PeftModel
 
-    card = read_card(adapter_dir)
+    card, out = read_card(adapter_dir), Path(out)
     if base.name != card["base_model"]:
         raise BaizeError(f"the adapter is for {card['base_model']!r}, not {base.name!r}")
     if base.precision in ("int8", "nf4"):
-        raise BaizeError(f"cannot merge into a {base.precision} base: load it in bfloat16 first")
-    merged = PeftModel.from_pretrained(base.model, str(adapter_dir)).merge_and_unload()
-    merged.save_pretrained(out)
-    base.tokenizer.save_pretrained(out)
-    return Path(out)
+        raise BaizeError(
+            f"cannot merge into a base in {base.precision}: load it in full precision first, "
+            f"load_base({base.name!r}, 'bfloat16')"
+        )
+    if out.exists() and any(out.iterdir()) and not (out / "baize_run.json").is_file():
+        raise BaizeError(f"{out} holds other files: choose a new folder")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    need_room(out, sum(p.nbytes for p in base.model.parameters()))
+    try:
+        with quiet():
+            model = PeftModel.from_pretrained(_copy(base.model), str(adapter_dir))
+            model.merge_and_unload().save_pretrained(part)
+        told = card.get("settings", {}).get("end_token", True)
+        save_layout(part, base.tokenizer, card.get("language", "en"), told)
+        write_atomic(part / "baize_run.json", json.dumps(card, indent=1))
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
 
 
-def push(adapter_dir: Path | str, repository: str) -> str:
-    """Upload the adapter folder to the Hugging Face hub as a private model; returns its address.
+def need_room(out: Path, num_bytes: float) -> None:
+    """Raise a BaizeError unless the disk that `out` will be on has room for so many bytes."""
+    free = shutil.disk_usage(out.parent).free
+    if free < 1.05 * num_bytes:
+        raise BaizeError(
+            f"{out} takes {num_bytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} free: make "
+            "room or choose another disk; nothing was changed"
+        )
+
+
+def _copy(model: Any) -> Any:
+    """The base model alone, on the CPU, without the adapters that may be on it."""
+    import torch
+
+    state = {
+        name.replace(".base_layer", "").replace(".original_module", ""): weight
+        for name, weight in model.state_dict().items()
+        if ".lora_" not in name and ".modules_to_save." not in name
+    }
+    with torch.device("meta"):  # without numbers, until the copies take their place
+        copy = type(model)(model.config)
+    copies = {name: weight.detach().to("cpu", copy=True) for name, weight in state.items()}
+    copy.load_state_dict(copies, assign=True)
+    copy.tie_weights()
+    return copy
+
+
+def model_card(
+    folder: Path | str, run: Run | None = None, *, teacher: str = "", scores: Any = None
+) -> str:
+    """Write the README.md of an adapter or a merged model, the hub's model card; returns it.
+
+    Args:
+        run: the run it comes from; its files tell the teacher and the corpus.
+        teacher: who wrote the dialogues, where there is no run to say so.
+        scores: a pandas table of results to show, such as `evaluation.score_table` gives.
+    """
+    folder = Path(folder)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    card = read_card(folder) if is_adapter else _read(folder / "baize_run.json")
+    if not card:
+        raise BaizeError(f"{folder} holds neither an adapter nor a merged model")
+    told = _told(run, teacher or card.get("teacher", ""), card["base_model"])
+    eos = _read(folder / "tokenizer_config.json").get("eos_token", "<end token>")
+    talk = [Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")]
+    text = _fill(
+        "model_card.jinja", card=card, library="peft" if is_adapter else "transformers", **told,
+        scores=None if scores is None else _markdown(scores),
+        example=render(talk, eos=eos, language=card.get("language", "en")),
+    )  # fmt: skip
+    write_atomic(folder / "README.md", text)
+    return text
+
+
+def dataset_card(run: Run) -> str:
+    """Write `corpus/README.md`, the hub's dataset card, from the run's own files; returns it.
 
     Raises:
-        BaizeError: no token, or the hub cannot be reached.
+        BaizeError: the run has no corpus yet.
+    """
+    told = _told(run, "", "")
+    if not told["corpus"]:
+        raise BaizeError(f"{run.corpus_dir} holds no corpus: run notebook 03_dataset_inspection")
+    files = {"train": run.train_file, "validation": run.validation_file}
+    counts = {name: sum(1 for _ in read_jsonl(path)) for name, path in files.items()}
+    text = _fill("dataset_card.jinja", counts=counts, **told)
+    write_atomic(run.corpus_dir / "README.md", text)
+    return text
+
+
+def push(folder: Path | str, repository: str, *, kind: str = "model", private: bool = True) -> str:
+    """Upload a folder and its card to the Hugging Face hub; returns its address.
+
+    Args:
+        folder: an adapter, a merged model, or with kind="dataset" a run's corpus.
+        repository: "you/name"; it is made if it is not there.
+        private: only you can see it; change that when you have read what its card says.
+
+    Raises:
+        BaizeError: no card in the folder; no token; the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    read_card(adapter_dir)
+    if not (Path(folder) / "README.md").is_file():
+        raise BaizeError(f"{folder} has no README.md: write it with model_card or dataset_card")
     try:
-        api = HfApi()
-        address = api.create_repo(repository, exist_ok=True, private=True)
-        api.upload_folder(folder_path=str(adapter_dir), repo_id=repository)
+        api = HfApi(endpoint=_HUB)
+        address = api.create_repo(repository, repo_type=kind, exist_ok=True, private=private)
+        api.upload_folder(folder_path=str(folder), repo_id=repository, repo_type=kind)
     except Exception as error:  # noqa: BLE001 - the hub's client raises many unrelated kinds
         raise BaizeError(
             f"{repository} was not uploaded ({type(error).__name__}): run `hf auth login` with a "
-            "write token, and check the connection"
+            "write token, and check the name and the connection"
         ) from None
     return str(address)
+
+
+def _told(run: Run | None, teacher: str, student: str) -> dict[str, Any]:
+    """What the run's files say of teacher, corpus and licences."""
+    tier = _read(run.path / "run.json").get("tier", {}) if run else {}
+    teacher = teacher or tier.get("teacher", "a teacher that was not noted")
+    rows = read_jsonl(run.train_file) if run and run.train_file.is_file() else ()
+    sources = Counter(str(row.get("source") or "not noted") for row in rows)
+    model = MODELS.get(student)
+    return {
+        "teacher": teacher, "base": model.original if model else student,
+        "corpus": _read(run.corpus_dir / "card.json") if run else {},
+        "licences": list(_licences(teacher, student, sources)),
+    }  # fmt: skip
+
+
+def _licences(teacher: str, student: str, sources: Iterable[str]) -> Iterable[dict[str, str]]:
+    rules = yaml.safe_load((_HERE / "licences.yaml").read_text(encoding="utf-8"))
+    named = [("teacher", teacher), ("student", student), *(("seeds", s) for s in sources)]
+    for part, name in named:
+        if name:
+            rule = next(rule for rule in rules[part] if re.search(rule["match"], name))
+            yield {**rule, "part": part, "name": name}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _fill(template: str, **values: Any) -> str:
+    import jinja2
+
+    source = (_HERE / template).read_text(encoding="utf-8")
+    page = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return page.from_string(source).render(values) + "\n"
+
+
+def _markdown(table: Any) -> str:
+    rows: list[Mapping[str, Any]] = table.to_dict("records")
+    shown = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *shown]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+                     for line in lines)  # fmt: skip

@@ -1,0 +1,171 @@
+"""One file that llama.cpp, Ollama and LM Studio run: a merged model written as GGUF.
+
+The file holds weights, tokenizer and chat template. `gguf`, llama.cpp's own package, knows the
+names and the number formats; what is here is the rest for the architectures of the course's
+students, LLaMA and Qwen2. Others are refused by name: llama.cpp's `convert_hf_to_gguf.py` reads the
+merged folder too.
+
+    export_gguf("runs/laptop/merged", "runs/laptop/chatbot-q8_0.gguf", quant="q8_0")
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from baize_lib.chat.share import need_room
+from baize_lib.config import BaizeError
+from baize_lib.dialogue import AI_TAG, HEADER, HUMAN_TAG
+from baize_lib.files import write_atomic
+
+if TYPE_CHECKING:
+    import numpy
+
+__all__ = ["export_gguf"]
+
+_QUANTS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {  # how a tokenizer splits text before it looks for tokens -> llama.cpp's name for it
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (_WORDS.replace("DIGITS", r"\p{N}"), "ByteLevel"): "qwen2",
+    (_WORDS.replace("DIGITS", r"\p{N}{1,3}"), "ByteLevel"): "llama-bpe",
+}
+
+
+def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Path:
+    """Write the model that `merge` made to the file `out`, and an Ollama Modelfile beside it.
+
+    Args:
+        quant: "q8_0" (8 bits a weight and a scale for every 32), "f16" or "f32".
+
+    Raises:
+        BaizeError: unknown quant; no merged model there; an architecture or tokenizer that this
+            cannot write; no room on the disk.
+    """
+    import gguf
+    from transformers import AutoConfig, AutoTokenizer
+
+    merged, out = Path(merged), Path(out)
+    if quant not in _QUANTS:
+        raise BaizeError(f"quant={quant!r} is unknown: use one of {', '.join(_QUANTS)}")
+    if not (merged / "baize_run.json").is_file() or not (merged / "config.json").is_file():
+        raise BaizeError(f"{merged} holds no merged model: make one with chat.merge first")
+    config, tokenizer = AutoConfig.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    arch, split = _known(config, tokenizer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
+    need_room(out, size * (2 if quant == "f32" else 1))
+    part = out.with_name(f".{out.name}.part")
+    try:
+        writer = gguf.GGUFWriter(part, arch)
+        _write_shape(writer, config, quant)
+        _write_tokenizer(writer, tokenizer, split, config.vocab_size, merged)
+        for name, tensor, kind in _tensors(merged, config, arch, quant):
+            writer.add_tensor(name, tensor, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    write_atomic(out.with_name("Modelfile"), _modelfile(out.name, tokenizer, merged))
+    return out
+
+
+def _known(config: Any, tokenizer: Any) -> tuple[str, str]:
+    """(architecture, way of splitting text), as llama.cpp calls them."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    rule = parts["pre_tokenizer"] or {"type": parts["model"]["type"]}
+    steps = rule.get("pretokenizers", [rule])
+    shape = tuple(step.get("pattern", {}).get("Regex") or step["type"] for step in steps)
+    kind = (config.architectures or ["unknown"])[0]
+    rope = config.rope_parameters.get("rope_type", "default")
+    if kind in _ARCHITECTURES and rope == "default" and shape in _SPLITS:
+        return _ARCHITECTURES[kind], _SPLITS[shape]
+    raise BaizeError(
+        f"{kind} with {rope} rope and a tokenizer of {' and '.join(shape)} is not written here: "
+        "convert the merged folder with llama.cpp's convert_hf_to_gguf.py"
+    )
+
+
+def _write_shape(writer: Any, config: Any, quant: str) -> None:
+    import gguf
+
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    facts = {
+        "name": "Baize course chatbot", "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size, "head_count": heads,
+        "head_count_kv": config.num_key_value_heads, "key_length": head, "value_length": head,
+        "rope_dimension_count": head, "rope_freq_base": config.rope_parameters["rope_theta"],
+        "layer_norm_rms_eps": config.rms_norm_eps, "vocab_size": config.vocab_size,
+        "file_type": gguf.LlamaFileType[_QUANTS[quant]],
+    }  # fmt: skip
+    for name, value in facts.items():
+        getattr(writer, f"add_{name}")(value)
+
+
+def _write_tokenizer(writer: Any, tokenizer: Any, split: str, size: int, merged: Path) -> None:
+    import gguf
+
+    words = {i: word for word, i in tokenizer.get_vocab().items()}
+    added, kinds = tokenizer.added_tokens_decoder, gguf.TokenType
+
+    def kind(i: int) -> Any:
+        if i in added:
+            return kinds.CONTROL if added[i].special else kinds.USER_DEFINED
+        return kinds.NORMAL if i in words else kinds.UNUSED
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(size)])
+    writer.add_token_types([kind(i) for i in range(size)])
+    special = gguf.SpecialVocab(merged, load_merges=True, n_vocab=size)
+    special.special_token_ids["eos"] = tokenizer.eos_token_id
+    special.chat_template = tokenizer.chat_template
+    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    special.add_special_token = {"bos": begins, "eos": False}
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _tensors(
+    merged: Path, config: Any, arch: str, quant: str
+) -> Iterator[tuple[str, "numpy.ndarray", Any]]:
+    """(name, numbers, format) of each tensor; vectors stay in float32."""
+    import gguf
+    from safetensors import safe_open
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
+    kinds = gguf.GGMLQuantizationType
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for path in sorted(merged.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor, layer = file.get_tensor(name).float().numpy(), name.split(".")[-2]
+                if arch == "llama" and layer in heads:
+                    # llama.cpp turns neighbouring numbers of a head, we numbers half a head apart
+                    halves = tensor.reshape(heads[layer], 2, -1, *tensor.shape[1:])
+                    tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+                kind = kinds[quant.upper()] if tensor.ndim > 1 else kinds.F32
+                if kind == kinds.Q8_0 and tensor.shape[-1] % 32:
+                    kind = kinds.F16
+                place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+                yield place, gguf.quants.quantize(tensor, kind), kind
+
+
+def _modelfile(file: str, tokenizer: Any, merged: Path) -> str:
+    """What Ollama needs beside the file: it has a template language of its own."""
+    card = json.loads((merged / "baize_run.json").read_text(encoding="utf-8"))
+    form = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
+    return Template(form).substitute(
+        file=file, header=HEADER[card.get("language", "en")], human=HUMAN_TAG, ai=AI_TAG,
+        end=tokenizer.eos_token,
+    )  # fmt: skip
