@@ -122,7 +122,8 @@ def train_student(
         export(run, apply_filters(map(whole_turns, read_dialogues(run.self_chat))), validation=0.2)
     corpus = [list(read_dialogues(path)) for path in (run.train_file, run.validation_file)]
     base = load_base(now.student, now.precision)
-    fit(base, *corpus, run.adapter_dir, now.training, on_step=print)
+    result = fit(base, *corpus, run.adapter_dir, now.training, on_step=print)
+    print(f"{result.num_tokens:,} tokens in {result.seconds:.0f} s; baize evaluate, baize chat")
 
 
 @app.command("evaluate")
@@ -148,9 +149,10 @@ def chat_page(
     adapter: Adapter = None, tier: TierName = None, student: Student = None, name: RunName = None
 ) -> None:
     """Open a page on this machine to chat with what was trained."""
-    from baize_lib.chat.demo import build
+    from baize_lib.chat.demo import open_page
 
-    build(_chat(*_begin(), adapter)).launch()
+    now, run = _begin()
+    open_page(_chat(now, run, adapter), run)
 
 
 @app.command("serve")
@@ -160,7 +162,7 @@ def serve_student(
     tier: TierName = None, student: Student = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Serve what was trained to programs that speak OpenAI's API."""
-    from baize_lib.chat.share import serve
+    from baize_lib.chat.server import serve
 
     serve(_chat(*_begin(), adapter), port=port)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS", "show", "pipeline", "bars", "stacked_bars", "histogram", "curves", "loss_curve",
+    "show", "pipeline", "bars", "stacked_bars", "histogram", "curves", "loss_curve",
     "scatter_labels", "dots", "intervals", "comparison",
 ]  # fmt: skip
 
