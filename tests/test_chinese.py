@@ -19,8 +19,9 @@ from baize_lib.corpus.split import prompt_matcher
 from baize_lib.corpus.statistics import statistics
 from baize_lib.dialogue import HEADER, LANGUAGES, Message, check_language, parse_transcript
 from baize_lib.evaluation.attempts import ask
+from baize_lib.evaluation.health import health
 from baize_lib.evaluation.prompts import load_prompts
-from baize_lib.evaluation.statistics import grade, health
+from baize_lib.evaluation.statistics import grade
 from baize_lib.files import read_jsonl
 from baize_lib.models.base import Base
 from baize_lib.models.weights import student_dir
@@ -67,7 +68,7 @@ def test_the_chinese_set_passes_every_rule_and_covers_every_domain():
     assert len(seeds) >= 120
     assert not seeds.dropped
     assert [seed.id for seed in seeds] == [f"chinese-{i + 1:03d}" for i in range(len(seeds))]
-    assert {prompts.domain_of(seed.source) for seed in seeds} == set(prompts.DOMAINS)
+    assert {prompts.domain_of(seed, SelfChatSettings()) for seed in seeds} == set(prompts.DOMAINS)
     assert max(jaccard(a, b, width=1) for a, b in combinations(texts(seeds), 2)) < 0.7
 
 
@@ -138,12 +139,12 @@ def test_a_language_the_course_does_not_speak_is_refused_the_same_everywhere(use
 
 def test_every_prompt_and_grammar_exists_in_every_language():
     for language in LANGUAGES:
-        assert "root ::=" in prompts.question_grammar(language)
+        assert "root ::=" in prompts.grammar("question", language)
         for domain in prompts.DOMAINS:
             settings = SelfChatSettings(language=language, domain=domain, guardrail=True)
             said = prompts.system_prompt(Seed("1", "?", "tests"), settings)
             assert language_of(said) == language
-            assert "root ::=" in prompts.reply_grammar(domain, language)
+            assert "root ::=" in prompts.grammar(domain, language)
 
 
 # ---- reading what the human asks -----------------------------------------------------------------
@@ -291,8 +292,8 @@ def test_the_embedded_teacher_is_held_to_chinese_questions_and_to_replies_that_e
 
     async def main():
         async with local_teacher() as teacher:
-            asked = [(shown, prompts.question_grammar("zh"), 80)] * 6
-            asked += [(answer, prompts.reply_grammar("programming", "zh"), 90)] * 2
+            asked = [(shown, prompts.grammar("question", "zh"), 80)] * 6
+            asked += [(answer, prompts.grammar("programming", "zh"), 90)] * 2
             return await asyncio.gather(*(
                 teacher.chat(messages, max_tokens=cap, temperature=1.2, seed=i,
                              extra={"grammar": grammar})

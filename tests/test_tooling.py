@@ -195,6 +195,8 @@ class TestNotebook:
 
     def test_its_outputs_are_from_one_clean_run(self, path):
         code = cells(path, "code")
+        if not any(c["execution_count"] or c["outputs"] for c in code):
+            pytest.skip(f"{path.stem} waits for a render: no outputs, rather than old ones")
         assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
         assert not [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
         assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]

@@ -1,64 +1,248 @@
-"""A page to chat with what you trained: base and tuned behind one switch, replies streamed.
+"""A page to chat with what you trained, base and tuned side by side, in a browser or a notebook.
 
-`make demo` (or `baize chat`) installs Gradio and opens it on this machine only.
+`make demo` or `baize chat` opens it; in a notebook it opens below the cell:
+
+    page = open_page(open_chat(run, tier.student), run, prevent_thread_lock=True)
+
+Whatever happens to a reply, the conversation goes on, and the reason stands under it. Text is shown
+as text and code in colours; nothing that a model wrote is loaded or run.
 """
 
+import datetime
+import functools
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from baize_lib.chat.model import Answer, ChatModel
 from baize_lib.config import BaizeError, Run, data_dir
-from baize_lib.dialogue import Message
-
-__all__ = [
-    "load",
-    "build",
-]
-
+from baize_lib.dialogue import Message, fenced
+from baize_lib.files import sha256_of
+from baize_lib.models.weights import MODELS
+from baize_lib.training.lora import read_card
 
 if TYPE_CHECKING:
-    from baize_lib.chat import ChatModel
+    from gradio import Blocks
+
+__all__ = ["open_page"]
+
+_HERE = Path(__file__).parent
+_MOST = 256  # tokens of a reply
+BOTH = "side by side"
+_THINKING, _WRITING = "thinking …", "writing …"
 
 
-def load(run: Run, student: str, precision: str = "auto") -> "ChatModel":
-    """The run's own adapter, or the recorded one, on its base model."""
-    from baize_lib.chat import ChatModel
-    from baize_lib.models import load_base
+@dataclass
+class _Talk:
+    """One visitor's conversation; `number` counts questions and stops: only the last one writes."""
 
-    adapter = run.adapter_dir if run.adapter_dir.is_dir() else data_dir() / "adapter"
-    return ChatModel(load_base(student, precision), {"tuned": adapter})
+    turns: list[dict[str, Any]] = field(default_factory=list)  # question, replies, notes by model
+    number: int = 0
+
+    def halt(self) -> int:
+        """Let nobody write any more, and mark what was under way as stopped."""
+        self.number += 1
+        stopped = {_THINKING: "stopped before the first word", _WRITING: "stopped"}
+        for turn in self.turns[-1:]:
+            turn["notes"] = {name: stopped.get(note, note) for name, note in turn["notes"].items()}
+        return self.number
+
+    def asking(self, question: str, model: str) -> list[Message]:
+        """What `model` was asked and said so far, where it said something, and the question."""
+        said = []
+        for turn in self.turns:
+            if reply := turn["replies"].get(model):
+                said += [Message("user", turn["question"]), Message("assistant", reply)]
+        return [*said, Message("user", question)]
 
 
-def build(chat: "ChatModel") -> Any:
-    """The Gradio page. Each visitor has a conversation of their own, and Stop stops only it.
+def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
+    """Open the page on this machine, at the address that is printed; thumbs go into the run.
+
+    Args:
+        launch: passed on to Gradio's `launch`; prevent_thread_lock=True returns at once.
 
     Raises:
-        BaizeError: Gradio is not installed.
+        BaizeError: Gradio is not installed, or the port is in use.
     """
     try:
         import gradio as gr
     except ImportError as error:
-        raise BaizeError("the demo needs Gradio: pip install -e '.[demo]'") from error
+        raise BaizeError("the page needs Gradio: pip install 'baize-course[demo]'") from error
+    page = _page(chat, run)
+    plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    look = {"theme": plain, "css": (_HERE / "page.css").read_text("utf-8"), "footer_links": []}
+    try:
+        page.launch(**{"server_name": "127.0.0.1", "show_error": True, **look, **launch})
+    except OSError as error:
+        raise BaizeError(f"the page did not open: {error}") from error
+    return page
 
-    def respond(text: str, history: list[dict[str, Any]], model: str) -> Iterator[str]:
-        messages = [Message(m["role"], _text(m["content"])) for m in history]
-        said = ""
+
+def _page(chat: ChatModel, run: Run) -> "Blocks":
+    import gradio as gr
+    from markupsafe import escape
+
+    models = [name for name in ("base", "tuned") if name in chat.models]
+    show = functools.partial(_columns, models)
+    with gr.Blocks(title="Talk to the chatbot you trained", analytics_enabled=False) as page:
+        gr.HTML(f"<h1>Talk to the chatbot you trained</h1><p>{escape(_whose(chat, run))}</p>")
+        state = gr.State(_Talk())
+        with gr.Row():
+            columns, thumbs = [], []
+            for name in models:
+                with gr.Column(min_width=280):
+                    columns.append(
+                        gr.HTML(show(_Talk())[models.index(name)], elem_id=f"talk-{name}")
+                    )
+                    with gr.Row():
+                        for mark in ("👍 good", "👎 bad"):
+                            button = gr.Button(mark, size="sm", min_width=80)
+                            thumbs.append((name, "good" in mark, button))
+        box = gr.Textbox(label="your question", placeholder="Ask something", lines=1, max_lines=6)
+        which = gr.Radio([BOTH, *models], value=BOTH, label="who answers")
+        with gr.Row():
+            send = gr.Button("Send", variant="primary", min_width=80)
+            stop, new = gr.Button("Stop", min_width=80), gr.Button("New", min_width=80)
+        said = gr.HTML(elem_id="said")
+
+        def respond(question: str, talk: _Talk, which: str) -> Iterator[tuple]:
+            typed: Any = ""
+            for _ in _respond(chat, question, talk, models if which == BOTH else [which]):
+                yield typed, *show(talk)
+                typed = gr.skip()  # the next question may be being typed already
+
+        def halt(talk: _Talk) -> list[str]:
+            talk.halt()
+            return show(talk)
+
+        def clear(talk: _Talk) -> list[str]:
+            talk.halt()
+            talk.turns = []
+            return show(talk)
+
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        asking = gr.on(
+            [box.submit, send.click], respond, [box, state, which], [box, *columns],
+            concurrency_limit=4, trigger_mode="multiple", **quiet,
+        )  # fmt: skip
+        for button, do in ((stop, halt), (new, clear)):
+            button.click(do, [state], columns, cancels=[asking], queue=False, **quiet)
+        for name, good, button in thumbs:
+            vote = functools.partial(_vote, chat, run, name, good)
+            button.click(vote, [state], [said], queue=False, **quiet)
+    return page
+
+
+def _respond(chat: ChatModel, question: str, talk: _Talk, asked: list[str]) -> Iterator[None]:
+    """Let the talk grow, a token of each model at a time; no error leaves this."""
+    mine = talk.halt()
+    if not question.strip():
+        yield
+        return
+    streams = {
         # Baize sampled at temperature 1; a model this small needs a steadier hand
-        for part in chat.stream([*messages, Message("user", text)], model=model, temperature=0.3):
-            said += part
-            yield said
+        name: chat.follow(talk.asking(question, name), name, temperature=0.3, max_tokens=_MOST)
+        for name in asked
+    }
+    turn = {"question": question, "replies": dict.fromkeys(asked, ""), "notes": {}}
+    turn["notes"] = dict.fromkeys(asked, _THINKING)
+    talk.turns.append(turn)
+    yield
+    while streams and talk.number == mine:
+        for name, stream in list(streams.items()):
+            part, note = _next(stream, turn["replies"][name])
+            if talk.number != mine:
+                return
+            turn["replies"][name] += part
+            turn["notes"][name] = note
+            if note not in (_THINKING, _WRITING):
+                del streams[name]
+        yield
 
-    return gr.ChatInterface(
-        respond,
-        title="Talk to the chatbot you trained",
-        description="A small model: fluent, often wrong. `base` is the same one, untrained.",
-        additional_inputs=[gr.Radio(["tuned", "base"], value="tuned", label="model")],
-        concurrency_limit=1,
-    )
+
+def _next(stream: Iterator[tuple[str, Answer]], reply: str) -> tuple[str, str]:
+    """What comes after `reply`, and the note that stands under it then."""
+    try:
+        part, answer = next(stream)
+    except BaizeError as error:
+        return "", str(error)
+    except Exception as error:  # noqa: BLE001 - the page must not die of it
+        return "", f"no reply: {type(error).__name__}: {error}"
+    if not answer.stopped_by:
+        return part, _WRITING if reply + part else _THINKING
+    if not reply + part:
+        return "", "it ended its reply before the first word; ask again, or in other words"
+    return part, f"cut off at {_MOST} tokens" if answer.stopped_by == "length" else ""
 
 
-def _text(content: Any) -> str:
-    """A message's text; Gradio wraps it in a list of parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    return "".join(p if isinstance(p, str) else str(p.get("text", "")) for p in parts)
+def _columns(models: list[str], talk: _Talk) -> list[str]:
+    return [_template().render(model=model, turns=talk.turns) for model in models]
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True)
+    page.filters["pieces"] = _pieces
+    return page.from_string((_HERE / "page.jinja").read_text("utf-8"))
+
+
+def _pieces(reply: str) -> Iterator[tuple[str, Any]]:
+    """A reply as (text, "") and ("", coloured code)."""
+    from markupsafe import Markup
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import TextLexer, get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    at = 0
+    for block in fenced(reply):
+        if text := reply[at : block.start].strip():
+            yield text, ""
+        try:
+            lexer = get_lexer_by_name(block.info.split()[0] if block.info else "text")
+        except ClassNotFound:
+            lexer = TextLexer()
+        yield "", Markup(highlight(block.code, lexer, HtmlFormatter(nowrap=True, noclasses=True)))
+        at = block.end
+    if text := reply[at:].strip():
+        yield text, ""
+
+
+def _whose(chat: ChatModel, run: Run) -> str:
+    """Whose adapter it is, of which tier, on which base."""
+    name = MODELS[chat.base.name].title if chat.base.name in MODELS else chat.base.name
+    folder = chat.adapters.get("tuned")
+    if not folder:
+        return f"{name}, untrained"
+    own = Path(folder) == run.adapter_dir
+    whose = f"the adapter of run {run.path.name}" if own else f"the adapter in {Path(folder)}"
+    if Path(folder) == data_dir() / "adapter":
+        whose = "the adapter recorded with the course"
+    told = run.path / "run.json"
+    tier = json.loads(told.read_text("utf-8"))["tier"] if own and told.is_file() else {}
+    tier = f" (tier {tier['name']}, teacher {tier['teacher']})" if tier else ""
+    card = read_card(folder)
+    return f"{whose}{tier}, trained on {card['num_dialogues']:,} dialogues; base: {name}"
+
+
+def _vote(chat: ChatModel, run: Run, model: str, good: bool, talk: _Talk) -> str:
+    """Write a thumb into the run's `feedback.jsonl`; says what was done."""
+    given = [turn for turn in talk.turns if turn["replies"].get(model)]
+    if not given:
+        return f"{model} has not said anything yet"
+    weights = chat.adapters.get(model, "")
+    row = {
+        "question": given[-1]["question"], "reply": given[-1]["replies"][model], "model": model,
+        "good": good,
+        "adapter": weights and sha256_of(Path(weights) / "adapter_model.safetensors")[:16],
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    run.path.mkdir(parents=True, exist_ok=True)
+    with (run.path / "feedback.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return f"noted in feedback.jsonl: {'good' if good else 'bad'} reply of {model}"

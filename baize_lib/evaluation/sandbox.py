@@ -7,24 +7,15 @@ gets a process, a folder and an environment of its own, and limits it cannot rai
     run_code("while True: pass").ended                         -> "timeout"
     run_code("def f(n): return 2 * n", calls=[{"args": [3]}])  -> its .report says that f gave 6
 
-What holds, and where (`Outcome.guards` lists what was in force for that run, `inside.py` sets it):
-
-| | Linux, Landlock and namespaces | older or locked-down Linux | macOS | Windows |
-|---|---|---|---|---|
-| time, output, a process to kill | yes | yes | yes | yes |
-| CPU, size of a file, no new processes | kernel | kernel | kernel | hook |
-| memory | kernel | kernel | no | no |
-| network | kernel | kernel (seccomp) | hook | hook |
-| Unix sockets | kernel (seccomp) | kernel (seccomp) | hook | hook |
-| files elsewhere | kernel (Landlock) | hook | hook | hook |
-| all files together | kernel: 16 MB (tmpfs) | hook: 100 writes of 1 MB | hook | hook |
-| native libraries from the folder | kernel (noexec) | hook | hook | hook |
-| SQLite's ATTACH | kernel (Landlock) | no SQLite | no SQLite | no SQLite |
-
-"Hook" is Python's audit hook (PEP 578): it stops a model's blunders and not an attacker, who can
-get round it from inside Python. Seccomp is set on x86-64 and 64-bit ARM. Not covered anywhere:
-names and sizes of files elsewhere can be seen (`os.stat`), and a fault in the kernel is a way out.
-For code from people you do not trust, use a virtual machine.
+`Outcome.guards` lists what was in force for that run; notebook 05 shows what holds on which system.
+With Landlock and namespaces, Linux's kernel closes everything known: files elsewhere, all disk
+together (a small file system in memory, from which nothing is executed), network, Unix sockets,
+processes, memory. An older Linux keeps seccomp and limits; macOS only limits; Windows only time.
+What the kernel does not close is left to Python's audit hook (PEP 578), and SQLite is refused where
+its ATTACH could not be held. The hook stops a model's blunders and not an attacker, who can get
+round it from inside Python. Not covered anywhere: names and sizes of files elsewhere can be seen
+(`os.stat`), and a fault in the kernel is a way out. For code from people you do not trust, use a
+virtual machine.
 """
 
 import contextlib

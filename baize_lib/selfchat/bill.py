@@ -6,17 +6,20 @@ receipt afterwards; the bill splits the table of calls by who was played and by 
 >>> from baize_lib.teacher.prices import price_of
 >>> seeds = [Seed("1", "What is LoRA?", "me")]
 >>> print(forecast(seeds, price_of("gpt-3.5-turbo", year=2023), SelfChatSettings(num_turns=1)))
-1 dialogues, 1 calls, 28 tokens in, 84 out: $0.0002
+1 calls, 28 tokens in, 84 out: $0.0002
 (a token is 4 characters ...
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from baize_lib.seeds.seed import Seed
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.prompts import SelfChatSettings
-from baize_lib.teacher.budget import PICO, money
+from baize_lib.teacher.budget import money
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.prices import Price, Usage
 
@@ -25,158 +28,127 @@ __all__ = ["forecast", "bill_by_role_and_turn"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
-    """What one `collect` did. Tokens, USD and seconds are of this time alone.
+    """What one `collect` did. Calls, tokens, USD and seconds are of this time alone.
 
     Attributes:
         already: dialogues there were before; `left`: seeds not finished, to go on with.
         replies, cut: replies made, and how many `max_tokens` cut.
         doubtful, doubtful_usd: calls of all times that may have been billed though no answer came,
-            and the most they cost.
-        total_usd: what the table holds for self-chat, all times, doubtful calls included.
+            and the most they cost; they are part of `total_usd`, the bill of all times.
         reasons: why dialogues failed or were rejected -> how many.
         stopped: why it ended early: "" (it did not), "budget", "interrupted" or "error".
         rate: the pace at the end, in words.
     """
 
-    ok: int
-    failed: int
-    rejected: int
-    already: int
-    left: int
-    replies: int
-    cut: int
-    calls: int
-    doubtful: int
-    input: int
-    cached_input: int
-    output: int
-    usd: float
-    doubtful_usd: float
-    total_usd: float
-    seconds: float
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    ok: int = 0
+    failed: int = 0
+    rejected: int = 0
+    already: int = 0
+    left: int = 0
+    replies: int = 0
+    cut: int = 0
+    calls: int = 0
+    input: int = 0
+    output: int = 0
+    usd: float = 0.0
+    total_usd: float = 0.0
+    doubtful: int = 0
+    doubtful_usd: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
     stopped: str = ""
+    seconds: float = 0.0
     rate: str = ""
 
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.input, self.cached_input, self.output)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens written by the teacher, per second of wall time."""
-        return self.output / self.seconds if self.seconds else 0.0
-
-    def rows(self) -> list[tuple[str, str]]:
-        """(name, text) pairs, as shown."""
-        before = f" + {self.already:,} before" if self.already else ""
-        rows = [("dialogues", f"{self.ok:,}{before}")]
-        if self.failed or self.rejected:
-            rows.append(("failed, rejected", f"{self.failed:,}, {self.rejected:,}"))
-        often = sorted(self.reasons.items(), key=lambda item: -item[1])
-        rows += [(f"because ({count:,})", reason[:160]) for reason, count in often[:3]]
-        if self.left:
-            why = f" (stopped: {self.stopped})" if self.stopped else " (retry_failed=True)"
-            rows.append(("seeds left", f"{self.left:,}{why}"))
-        rows += [
-            ("calls", f"{self.calls:,}"),
-            ("tokens in, out", f"{self.input:,}, {self.output:,}"),
-            ("spent", money(self.usd)),
+    def __repr__(self) -> str:
+        go_on = f"stopped: {self.stopped}" if self.stopped else "retry_failed=True tries them again"
+        unseen = f"{self.doubtful:,} calls billed unseen, {money(self.doubtful_usd)} at most"
+        rows = [
+            f"dialogues {self.ok:,} made, {self.already:,} before",
+            f"in vain   {self.failed:,} failed, {self.rejected:,} rejected",
+            *(f"because   {why[:160]} ({n:,})" for why, n in self.reasons.most_common(3)),
+            *([f"left      {self.left:,} seeds ({go_on})"] if self.left else []),
+            f"replies   {self.replies:,}, {self.cut:,} of them cut by max_tokens",
+            f"calls     {self.calls:,}: {self.input:,} tokens in, {self.output:,} out",
+            f"spent     {money(self.usd)} ({money(self.total_usd)} on self-chat in all)",
+            *([f"perhaps   {unseen}"] if self.doubtful else []),
+            f"time      {self.seconds:,.1f} s; {self.rate}",
         ]
-        if self.doubtful:
-            text = f"{self.doubtful:,} calls, at most {money(self.doubtful_usd)}, counted as spent"
-            rows.append(("billed perhaps, unseen", text))
-        return [
-            *rows,
-            ("spent on self-chat in all", money(self.total_usd)),
-            ("replies cut by max_tokens", f"{self.cut:,} of {self.replies:,}"),
-            ("time", f"{self.seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s written"),
-            ("pace", self.rate),
-        ]
+        return "\n".join(rows)
 
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows())
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in self.rows())
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        import pandas as pd
-
-        table = pd.DataFrame(self.rows(), columns=["receipt", ""]).set_index("receipt")
-        return table.to_html(header=False, index_names=False)
+def spent(calls: Calls) -> dict[str, Any]:
+    """What the table holds for self-chat: those fields of a `Receipt` that it knows."""
+    [row] = calls.query(
+        "SELECT count(*) AS calls, ifnull(sum(input), 0) AS input,"
+        " ifnull(sum(output), 0) AS output, total(owed) / 1e12 AS usd,"
+        " count(*) FILTER (WHERE state = 'doubtful') AS doubtful,"
+        " total(owed) FILTER (WHERE state = 'doubtful') / 1e12 AS doubtful_usd"
+        " FROM bill WHERE purpose = 'self-chat' AND state != 'begun'"
+    )
+    return row
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a collection is likely to cost, before it starts, and the rule behind it."""
 
-    num_dialogues: int
     calls: int
     usage: Usage
     usd: float
-    rule: str
 
     def __str__(self) -> str:
         return (
-            f"{self.num_dialogues:,} dialogues, {self.calls:,} calls, {self.usage.input:,} tokens "
-            f"in, {self.usage.output:,} out: ${self.usd:,.4f}\n({self.rule})"
+            f"{self.calls:,} calls, {self.usage.input:,} tokens in, {self.usage.output:,} out: "
+            f"${self.usd:,.4f}\n({RULE})"
         )
 
 
-FORECAST_RULE = (
-    "a token is 4 characters (1 in Chinese) and 4 more a message; replies fill 70% of max_tokens, "
-    "follow-up questions take 14 tokens and one try; all turns are taken, nothing is cached"
+QUESTION = 14  # tokens
+RULE = (
+    "a token is 4 characters (1 in Chinese), a message 4 tokens more; replies fill 70% of "
+    f"max_tokens, questions take {QUESTION} tokens and one try, all turns are taken"
 )
 
 
 def forecast(
-    seeds: Collection[Seed], price: Price, settings: SelfChatSettings | None = None, *,
-    batch: bool = False, weak: bool = False,
-) -> Forecast:  # fmt: skip
+    seeds: Iterable[Seed], price: Price, settings: SelfChatSettings, *, weak: bool = False
+) -> Forecast:
     """Predict tokens and USD by a stated rule, to hold against the receipt.
 
     Args:
-        price: USD per million tokens, as `teacher.price`.
-        batch: at the price of the Batch API.
-        weak: the teacher is sent worked examples, as `teacher.weak` says.
+        price: as `teacher.price`; `weak`: as `teacher.weak`, which is sent worked examples.
     """
-    settings, usage, calls = settings or SelfChatSettings(), Usage(), 0
+    calls = sent = written = 0
     for seed in seeds:
-        for more in _predicted_calls(seed, settings, weak):
-            usage, calls = usage + more, calls + 1
-    return Forecast(len(seeds), calls, usage, price.cost(usage, batch), FORECAST_RULE)
+        for messages, length in _predicted_calls(seed, settings, weak):
+            calls += 1
+            sent += sum(4 + _tokens(message["content"]) for message in messages)
+            written += length
+    usage = Usage(sent, 0, written)
+    return Forecast(calls, usage, price.cost(usage))
 
 
-def _predicted_calls(seed: Seed, settings: SelfChatSettings, weak: bool) -> Iterator[Usage]:
-    reply, question, turns = round(0.7 * settings.max_tokens), 14, settings.num_turns
+def _predicted_calls(
+    seed: Seed, settings: SelfChatSettings, weak: bool
+) -> Iterator[tuple[prompts.Messages, int]]:
+    """(request, tokens written) of each call."""
+    reply, turns = round(0.7 * settings.max_tokens), settings.num_turns
     if settings.strategy != "turns":
-        shown = prompts.transcript_messages(seed, settings)
-        exchanges = turns * (reply + question + 8)
-        yield Usage(_tokens(shown), 0, min(exchanges, settings.transcript_tokens))
-    if settings.strategy == "transcript":
-        return
-    system = [{"role": "system", "content": prompts.system_prompt(seed, settings)}]
-    asks = [{"role": "user", "content": seed.text}]
-    task = _tokens(prompts.question_messages(seed, asks, settings, weak))
-    said = _tokens(asks)
-    for turn in range(turns):
-        yield Usage(_tokens(system) + said, 0, reply)
-        said += reply + 4
-        if turn + 1 < turns:
+        written = min(turns * (reply + QUESTION + 8), settings.transcript_tokens)
+        yield prompts.transcript_messages(seed, settings), written
+    said = [{"role": "user", "content": seed.text}]
+    for turn in range(turns if settings.strategy != "transcript" else 0):
+        if turn:
             if settings.strategy == "turns":
-                yield Usage(task + said - _tokens(asks), 0, question)
-            said += question + 4
+                yield prompts.question_messages(seed, said, settings, weak), QUESTION
+            said.append({"role": "user", "content": QUESTION * "word"})
+        yield prompts.reply_messages(seed, said, settings), reply
+        said.append({"role": "assistant", "content": reply * "word"})
 
 
-def _tokens(messages: Iterable[Mapping[str, str]]) -> int:
-    """Tokens of messages by the forecast's rule."""
-    total = 0
-    for message in messages:
-        text = message["content"]
-        chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
-        total += 4 + chinese + (len(text) - chinese) // 4
-    return total
+def _tokens(text: str) -> int:
+    chinese = 0 if text.isascii() else len(re.findall("[\u4e00-\u9fff]", text))
+    return chinese + (len(text) - chinese) // 4
 
 
 def bill_by_role_and_turn(calls: Calls) -> list[dict[str, str | int | float]]:
@@ -186,16 +158,12 @@ def bill_by_role_and_turn(calls: Calls) -> list[dict[str, str | int | float]]:
         Rows of role, turn (from 1), calls, input, cached_input, output (tokens), cost_usd and
         input_per_call, in order of turns; failed dialogues are counted too.
     """
-    rows = calls.query(
-        "SELECT part, count(*) AS calls, sum(input) AS input, sum(cached_input) AS cached_input,"
-        " sum(output) AS output, sum(owed) AS owed FROM bill"
-        " WHERE purpose = 'self-chat' AND state = 'answered' GROUP BY part"
+    return calls.query(
+        "WITH parts AS (SELECT *, instr(part || ' ', ' ') AS space FROM bill"
+        " WHERE purpose = 'self-chat' AND state = 'answered')"
+        " SELECT substr(part, 1, space - 1) AS role,"
+        " max(1, CAST(substr(part, space) AS INTEGER)) AS turn, count(*) AS calls,"
+        " sum(input) AS input, sum(cached_input) AS cached_input, sum(output) AS output,"
+        " sum(owed) / 1e12 AS cost_usd, avg(input) AS input_per_call"
+        " FROM parts GROUP BY part ORDER BY turn, role DESC"
     )
-    made = []
-    for row in rows:
-        role, _, turn = row.pop("part").partition(" ")
-        cost = row.pop("owed") / PICO
-        made.append({"role": role, "turn": int(turn or 1), **row, "cost_usd": cost,
-                     "input_per_call": row["input"] / row["calls"]})  # fmt: skip
-    order = {"user": 0, "assistant": 1}
-    return sorted(made, key=lambda row: (row["turn"], order.get(row["role"], 2)))

@@ -14,22 +14,23 @@ The file is made from the table, a dialogue a line; delete it, and it is made ag
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from baize_lib.config import BaizeError
-from baize_lib.files import repair_tail
-from baize_lib.seeds.seed import Seed
-from baize_lib.selfchat.bill import Receipt
+from baize_lib.files import read_jsonl, repair_tail
+from baize_lib.seeds.seed import Seed, as_seeds
+from baize_lib.selfchat.bill import Receipt, spent
 from baize_lib.selfchat.prompts import SelfChatSettings
-from baize_lib.selfchat.strategies import as_seed, self_chat
-from baize_lib.teacher.budget import PICO, BudgetExceeded
+from baize_lib.selfchat.strategies import self_chat
+from baize_lib.teacher.budget import BudgetExceeded
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import Halted, Waiting
@@ -38,12 +39,8 @@ from baize_lib.teacher.meter import CostMeter
 __all__ = ["collect"]
 
 GRACE = 20.0  # seconds that answers under way are waited for when a run is stopped
-_under_way: set[Path] = set()  # the files that this process is collecting
 USELESS_IN_A_ROW = 20  # so many dialogues without one that is good stop a run
-SPENT = """SELECT count(*) AS calls, coalesce(sum(state = 'doubtful'), 0) AS doubtful,
-  total(owed) AS owed, total(CASE state WHEN 'doubtful' THEN owed END) AS in_doubt,
-  total(input) AS input, total(cached_input) AS cached_input, total(output) AS output
-  FROM bill WHERE purpose = 'self-chat' AND state != 'begun'"""
+_under_way: set[Path] = set()  # the files that this process is collecting
 
 
 @dataclass(slots=True)
@@ -55,54 +52,47 @@ class _Session:
     meter: CostMeter | None
     file: BinaryIO
     done: set[str] = field(default_factory=set)
-    failed: dict[str, int] = field(default_factory=dict)  # id -> attempts so far
-    statuses: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[str] = field(default_factory=Counter)  # by seed
+    counts: Counter[str] = field(default_factory=Counter)  # of this time, as the receipt has them
     reasons: Counter[str] = field(default_factory=Counter)
-    replies: int = 0
-    cut: int = 0
     useless_in_a_row: int = 0
     stopped: str = ""  # why no other dialogue is begun: "", "budget", "interrupted" or "error"
 
-    def read_file(self) -> None:
-        """Note which seeds have a dialogue, or failed; a broken line is named."""
-        with Path(self.file.name).open("rb") as lines:  # `self.file` has no buffer to read with
-            for number, raw in enumerate(lines, start=1):
-                try:
-                    line = json.loads(raw)
-                    name, ok = line["id"], line["status"] == "ok"
-                except (ValueError, LookupError, TypeError) as error:
-                    raise BaizeError(
-                        f"{self.file.name}:{number} is no line of a collection ({error}): move the "
-                        "file away, and it is made again from calls.sqlite at no cost"
-                    ) from error
-                if ok:
-                    self.done.add(name)
-                    self.failed.pop(name, None)
-                elif name not in self.done:
-                    self.failed[name] = line.get("attempt", 1)
-                if self.meter:
-                    self.meter.add(line, fresh=False)
+    def take(self, line: dict[str, Any], *, fresh: bool = True) -> None:
+        """Note that a seed has its dialogue, or failed; `fresh`: this time."""
+        self.attempts[line["id"]] = line["attempt"]
+        if line["status"] == "ok":
+            self.done.add(line["id"])
+        if self.meter:
+            self.meter.add(line, fresh=fresh)
 
-    async def rounds(self, seeds: Collection[Seed], retry_failed: bool, concurrency: int) -> None:
+    async def rounds(self, seeds: Sequence[Seed], retry_failed: bool, concurrency: int) -> None:
         """Go through the seeds once, or as often as a batch has brought answers."""
-        earlier, again = dict(self.failed), True
+        earlier, again = self.attempts.copy(), True
         while again:
             self.stopped = ""
-            await self.work(_todo(seeds, self, earlier, retry_failed), concurrency)
+            todo = (
+                (seed, earlier[seed.id] + 1)
+                for seed in seeds
+                if seed.id not in self.done and self.attempts[seed.id] == earlier[seed.id]
+                if retry_failed or not earlier[seed.id]
+            )
+            await self._work(todo, concurrency)
             again = await self.teacher.next_round()
 
-    async def work(self, todo: Iterator[tuple[Seed, int]], concurrency: int) -> None:
-        """Go through `todo`, `concurrency` dialogues at a time."""
+    async def _work(self, todo: Iterator[tuple[Seed, int]], concurrency: int) -> None:
         tasks = [asyncio.create_task(self._worker(todo)) for _ in range(concurrency)]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            for ended in asyncio.as_completed(tasks):
+                await ended
         except BaseException as error:
             self.stopped = "interrupted" if isinstance(error, asyncio.CancelledError) else "error"
             self.teacher.halted = True
-            print(f"stopping: answers under way are waited for, {GRACE:.0f} s at most")
-            await asyncio.wait(tasks, timeout=GRACE)  # answers under way are worth keeping
+            print(
+                f"stopping, {GRACE:.0f} s at most are left to answers under way: every answered "
+                "call is kept; run the same again to go on"
+            )
+            await asyncio.wait(tasks, timeout=GRACE)
             raise
         finally:
             for task in tasks:
@@ -115,7 +105,7 @@ class _Session:
             if self.stopped:
                 return
             try:
-                line = await self_chat(seed, self.teacher, self.settings, attempt=attempt)
+                line = await self_chat(seed, self.teacher, self.settings, attempt)
             except Waiting:  # for the next batch
                 continue
             except Halted:
@@ -124,43 +114,30 @@ class _Session:
                 self.stopped = "budget"
                 return
             self._write(line)
+            self.take(line)
             self._count(line)
 
     def _write(self, line: dict[str, Any]) -> None:
         """One line, whole or not at all. The table has its content, so no `fsync` is needed."""
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         before = self.file.seek(0, os.SEEK_END)
-        try:
-            if self.file.write(data) < len(data):
-                raise OSError(28, "no space left on the disk")
-        except OSError as error:
+        if self.file.write(data) < len(data):
             self.file.truncate(before)
-            raise BaizeError(
-                f"{self.file.name} cannot be written ({error.strerror}): free some disk space, "
-                "then run again; every answer is kept in calls.sqlite"
-            ) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _count(self, line: dict[str, Any]) -> None:
-        name, status = line["id"], line["status"]
-        self.statuses[status] += 1
-        self.replies += len(line["finish_reasons"])
-        self.cut += line["finish_reasons"].count("length")
+        cut = line["finish_reasons"].count("length")
+        self.counts += Counter(
+            {line["status"]: 1, "replies": len(line["finish_reasons"]), "cut": cut}
+        )
+        # a dialogue whose calls were paid for in vain may still have a turn to keep
         why = line["reason"] or (line["ended"] if line["ended"].startswith("empty") else "")
-        if status == "ok":
-            self.done.add(name)
-            self.failed.pop(name, None)
-        else:
-            self.failed[name] = line["attempt"]
-        if why:  # a dialogue whose calls were paid for in vain may still have a turn to keep
-            self.reasons[why] += 1
+        self.reasons.update([why] if why else [])
         self.useless_in_a_row = self.useless_in_a_row + 1 if why else 0
-        if self.meter:
-            self.meter.add(line)
         if self.useless_in_a_row >= USELESS_IN_A_ROW:
             raise BaizeError(
-                f"{USELESS_IN_A_ROW} dialogues in a row came to nothing, the last one with: "
-                f"{why}. Nothing is lost: when the cause is mended, go on with "
-                "collect(..., retry_failed=True)"
+                f"{USELESS_IN_A_ROW} dialogues in a row came to nothing, the last one with: {why}. "
+                "When the cause is mended, go on with collect(..., retry_failed=True)"
             )
 
 
@@ -190,7 +167,7 @@ async def collect(
         asyncio.CancelledError: interrupted; what was answered is kept, and a line says so.
     """
     settings, path, began = settings or SelfChatSettings(), Path(path), time.monotonic()
-    seeds = _as_seeds(seeds)
+    seeds = _own_ids(tuple(as_seeds(seeds)))
     if teacher.calls.path is None:  # what is paid for here is kept beside the dialogues
         teacher.calls = Calls(path.with_name("calls.sqlite"), teacher.budget)
     teacher.start()
@@ -199,81 +176,52 @@ async def collect(
         teacher.calls.claim(name, asdict(settings) | {"teacher": teacher.model})
         teacher.calls.claim_list(f"seeds of {name}", (f"{s.id}\0{s.text}" for s in seeds))
         session = _Session(teacher, settings, meter, file)
-        session.read_file()
-        already, [before] = len(session.done), teacher.calls.query(SPENT)
-        try:
-            await session.rounds(seeds, retry_failed, concurrency or teacher.max_concurrency)
-        finally:
-            if session.stopped not in ("", "budget"):
-                print(
-                    f"stopped: {len(session.done):,} dialogues and every answered call are kept in "
-                    f"{path.parent.name or '.'}; run the same again to go on"
-                )
-        [after] = teacher.calls.query(SPENT)
-        return _receipt(session, seeds, before, after, already, time.monotonic() - began)
-
-
-def _receipt(
-    session: _Session, seeds: Collection[Seed], before: dict[str, Any], after: dict[str, Any],
-    already: int, seconds: float,
-) -> Receipt:  # fmt: skip
-    new = {name: after[name] - before[name] for name in after}
+        _take_earlier(session, path)
+        already, before = len(session.done), spent(teacher.calls)
+        await session.rounds(seeds, retry_failed, concurrency or teacher.max_concurrency)
+        now = spent(teacher.calls)
+    new = {name: now[name] - before[name] for name in ("calls", "input", "output", "usd")}
     return Receipt(
-        ok=session.statuses["ok"], failed=session.statuses["failed"],
-        rejected=session.statuses["rejected"], already=already,
-        left=sum(seed.id not in session.done for seed in seeds), replies=session.replies,
-        cut=session.cut, calls=new["calls"], doubtful=after["doubtful"],
-        input=int(new["input"]), cached_input=int(new["cached_input"]), output=int(new["output"]),
-        usd=new["owed"] / PICO, doubtful_usd=after["in_doubt"] / PICO,
-        total_usd=after["owed"] / PICO, seconds=seconds, reasons=dict(session.reasons),
-        stopped=session.stopped, rate=str(session.teacher.rate),
+        **session.counts, **now | new, total_usd=now["usd"], already=already,
+        left=sum(seed.id not in session.done for seed in seeds), reasons=session.reasons,
+        stopped=session.stopped, seconds=time.monotonic() - began, rate=str(teacher.rate),
     )  # fmt: skip
 
 
-def _todo(
-    seeds: Iterable[Seed], session: _Session, earlier: dict[str, int], retry_failed: bool
-) -> Iterator[tuple[Seed, int]]:
-    """(seed, number of the attempt) for each seed that is still to be done.
-
-    `earlier`: attempts of those that had failed before this collection.
-    """
-    for seed in seeds:
-        before, now = earlier.get(seed.id, 0), session.failed.get(seed.id, 0)
-        if seed.id not in session.done and now == before and (retry_failed or not before):
-            yield seed, before + 1
+def _own_ids(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
+    for name, count in Counter(seed.id for seed in seeds).most_common(1):
+        if count > 1:
+            raise BaizeError(f"two seeds have the id {name!r}: give each its own")
+    return seeds
 
 
-def _as_seeds(seeds: Iterable[Seed | str]) -> tuple[Seed, ...]:
-    if isinstance(seeds, str):
-        raise BaizeError("seeds is one text: give a list of questions")
-    made = []
-    for number, seed in enumerate(seeds):
-        if not isinstance(seed, Seed | str):
-            raise BaizeError(f"seed {number} is a {type(seed).__name__}: give a Seed or a question")
-        made.append(as_seed(seed))
-    twice = [name for name, count in Counter(seed.id for seed in made).items() if count > 1]
-    if twice:
-        raise BaizeError(f"two seeds have the id {twice[0]!r}: give each its own")
-    return tuple(made)
+def _take_earlier(session: _Session, path: Path) -> None:
+    try:
+        for line in read_jsonl(path):
+            session.take(line, fresh=False)
+    except LookupError as error:
+        raise BaizeError(
+            f"{path} has a line without {error}, so it is no collection: move it away, and it "
+            "is made again from calls.sqlite at no cost"
+        ) from error
 
 
 @contextlib.contextmanager
 def _appending(path: Path) -> Iterator[BinaryIO]:
-    """The file, opened to be read and appended to, a torn last line cut off."""
+    """The file, opened to be appended to, a torn last line mended."""
     name = path.resolve()
     if name in _under_way:
         raise BaizeError(f"{path} is being collected already: wait for it, or interrupt it")
+    _under_way.add(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         repair_tail(path)
-        file = path.open("a+b", buffering=0)
+        with path.open("ab", buffering=0) as file:
+            yield file
     except OSError as error:
         raise BaizeError(
-            f"{path} cannot be written ({error.strerror}): choose a writable folder with BAIZE_RUNS"
+            f"{path} cannot be written ({error.strerror}): free some disk space or choose another "
+            "folder with BAIZE_RUNS, and run again; every answer is kept in calls.sqlite"
         ) from error
-    _under_way.add(name)
-    try:
-        with file:
-            yield file
     finally:
         _under_way.discard(name)

@@ -11,7 +11,7 @@ goes on with the conversation it already has in memory, and is asked for the nex
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
@@ -20,12 +20,14 @@ from baize_lib.seeds.seed import Seed
 
 __all__ = ["SelfChatSettings", "transcript_messages"]
 
-STRATEGIES = ("turns", "transcript", "rewritten")
-DOMAINS = ("general", "programming", "medical")
-_SOURCES = {
+_HERE = Path(__file__).parent
+Messages = Sequence[dict[str, str]]
+DOMAINS = {  # by what a source names
     "programming": ("programming", "stackoverflow", "stackexchange", "code"),
     "medical": ("medical", "medquad", "health"),
+    "general": ("",),
 }
+_CHOICES = {"strategy": ("turns", "transcript", "rewritten"), "domain": ("auto", *DOMAINS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,11 @@ class SelfChatSettings:
 
     Attributes:
         strategy: "turns", "transcript" or "rewritten".
-        max_tokens: cap of one reply, tokens; `question_tokens`: cap of one question. They are
-            tokens of the teacher's own tokenizer.
+        max_tokens: cap of one reply; `question_tokens`: of one question; the teacher's own tokens.
         temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
-        domain: one of `DOMAINS`, or "auto" to take it from each seed's source.
-        guardrail: tell the assistant to decline what would do harm.
         language: which language both sides are told to speak, one of `dialogue.LANGUAGES`.
+        domain: "general", "programming", "medical", or "auto": by each seed's source.
+        guardrail: tell the assistant to decline what would do harm.
         system: the assistant's whole system prompt, instead of those of domain and guardrail.
     """
 
@@ -57,10 +58,9 @@ class SelfChatSettings:
 
     def __post_init__(self) -> None:
         check_language(self.language)
-        for name, allowed in (("strategy", STRATEGIES), ("domain", ("auto", *DOMAINS))):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise BaizeError(f"{name}={value!r} is not known: use one of {', '.join(allowed)}")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise BaizeError(f"{name}={value!r} is not known: use one of {', '.join(known)}")
         for name in ("num_turns", "max_tokens", "question_tokens"):
             if getattr(self, name) < 1:
                 raise BaizeError(f"{name}={getattr(self, name)}: at least 1 is needed")
@@ -72,60 +72,53 @@ class SelfChatSettings:
 
 
 @functools.cache
-def _texts() -> dict[str, Any]:
+def _texts(language: str) -> dict[str, Any]:
     import yaml
 
-    return yaml.safe_load(_file("texts.yaml"))
+    return yaml.safe_load(_HERE.joinpath("texts.yaml").read_bytes())[language]
 
 
-@functools.cache
-def _file(name: str) -> str:
-    return resources.files("baize_lib.selfchat").joinpath(name).read_text(encoding="utf-8")
-
-
-def domain_of(source: str) -> str:
-    """The domain a seed's source belongs to, by its name; "general" if by none."""
-    for domain, names in _SOURCES.items():
-        if any(name in source.lower() for name in names):
-            return domain
-    return "general"
-
-
-def seed_domain(seed: Seed, settings: SelfChatSettings) -> str:
-    """The domain of the settings; with "auto", that of the seed's source."""
-    return domain_of(seed.source) if settings.domain == "auto" else settings.domain
+def domain_of(seed: Seed, settings: SelfChatSettings) -> str:
+    """The domain of the settings; with "auto", the one that the seed's source names."""
+    if settings.domain != "auto":
+        return settings.domain
+    source = seed.source.lower()
+    return next(d for d, names in DOMAINS.items() if any(name in source for name in names))
 
 
 def system_prompt(seed: Seed, settings: SelfChatSettings) -> str:
     """What the assistant is told for this seed."""
     if settings.system is not None:
         return settings.system
-    texts = _texts()[settings.language]
-    parts = [texts["system"][seed_domain(seed, settings)]]
-    parts += [texts["guardrail"]] if settings.guardrail else []
-    return ("" if settings.language == "zh" else " ").join(parts)
+    texts, between = _texts(settings.language), "" if settings.language == "zh" else " "
+    told = texts["system"][domain_of(seed, settings)]
+    return told + (between + texts["guardrail"] if settings.guardrail else "")
 
 
-def transcript_messages(seed: Seed, settings: SelfChatSettings) -> list[dict[str, str]]:
+def reply_messages(seed: Seed, messages: Messages, settings: SelfChatSettings) -> Messages:
+    """The request for the assistant's reply to the last of `messages`."""
+    return [{"role": "system", "content": system_prompt(seed, settings)}, *messages]
+
+
+def transcript_messages(seed: Seed, settings: SelfChatSettings) -> Messages:
     """The request for a whole conversation in one call."""
-    task = _texts()[settings.language]["transcript"]
-    task = task.replace("{seed}", seed.text).replace("{num_turns}", str(settings.num_turns))
+    task = _texts(settings.language)["transcript"].replace("{seed}", seed.text)
+    task = task.replace("{num_turns}", str(settings.num_turns))
     return [{"role": "user", "content": f"{task}\n{system_prompt(seed, settings)}"}]
 
 
 def question_messages(
-    seed: Seed, messages: Sequence[dict[str, str]], settings: SelfChatSettings, weak: bool = False
-) -> list[dict[str, str]]:
+    seed: Seed, messages: Messages, settings: SelfChatSettings, weak: bool = False
+) -> Messages:
     """The request for the human's next question after `messages`.
 
-    A strong teacher gets the conversation as it had it as the assistant, so nothing is read twice,
-    and one more line that asks for the question. A weak one gets the task, two worked examples and
-    the conversation as text.
+    A strong teacher has read them as the assistant, so nothing is read twice, and gets one more
+    line. A weak one gets the task, two worked examples and the conversation as text.
     """
-    texts = _texts()[settings.language]
+    texts = _texts(settings.language)
     if not weak:
-        system = {"role": "system", "content": system_prompt(seed, settings)}
-        return [system, *messages, {"role": "user", "content": texts["ask"]}]
+        ask = {"role": "user", "content": texts["ask"]}
+        return reply_messages(seed, [*messages, ask], settings)
     shown = [{"role": "system", "content": texts["human"]}]
     for example in texts["examples"]:
         shown.append({"role": "user", "content": example["conversation"]})
@@ -135,12 +128,8 @@ def question_messages(
     return [*shown, {"role": "user", "content": "\n".join(said)}]
 
 
-def question_grammar(language: str) -> str:
-    """One question, by its first words."""
-    return _file(f"question.{language}.gbnf")
-
-
-def reply_grammar(domain: str, language: str) -> str:
-    """One to three sentences, for programming with a block of code."""
-    kind = "programming" if domain == "programming" else "prose"
-    return _file(f"{kind}.{language}.gbnf")
+@functools.cache
+def grammar(what: str, language: str) -> str:
+    """One "question" by its first words, or one to three sentences, with code in "programming"."""
+    kind = what if what in ("question", "programming") else "prose"
+    return _HERE.joinpath(f"{kind}.{language}.gbnf").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from baize_lib.dialogue import parse_transcript, without_thoughts
-from baize_lib.seeds.seed import Seed
+from baize_lib.seeds.seed import Seed, as_seeds
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.selfchat.questions import clean_question, says_end
@@ -31,6 +31,10 @@ __all__ = ["self_chat"]
 QUESTION_TRIES = 4
 
 
+class TalkOver(Exception):  # noqa: N818
+    """Nothing can follow in this dialogue; the text says why."""
+
+
 @dataclass(slots=True)
 class Talk:
     """One dialogue while it is made: its replies so far, and what is to be kept of it."""
@@ -41,42 +45,36 @@ class Talk:
     attempt: int = 1
     replies: list[Reply] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)  # why each reply ended
     defects: list[str] = field(default_factory=list)
 
-    async def ask(
-        self, part: str, messages: list[dict[str, str]], **request: Any
-    ) -> tuple[str, str]:
-        """(text, finish reason) of the next call. `part`: "assistant 1", say."""
-        number = len(self.replies)
+    async def ask(self, part: str, messages: prompts.Messages, max_tokens: int,
+                  temperature: float | None, **if_weak: Any) -> tuple[str, str]:  # fmt: skip
+        """(text, finish reason) of the next call. `part`: "assistant 1", say.
+
+        The sampling seed is the same for the same call, whatever else is going on.
+        """
+        call = f"{self.seed.id}\n{len(self.replies)}"
+        digest = hashlib.sha256(call.encode()).digest()
         reply = await self.teacher.chat(
-            messages, top_p=self.settings.top_p, seed=sampling_seed(self.seed.id, number),
-            purpose="self-chat", subject=self.seed.id, part=part, attempt=self.attempt, **request,
+            messages, max_tokens=max_tokens, temperature=temperature, top_p=self.settings.top_p,
+            seed=int.from_bytes(digest[:4]) >> 1, extra=if_weak if self.teacher.weak else None,
+            purpose="self-chat", subject=self.seed.id, part=part, attempt=self.attempt,
         )  # fmt: skip
         self.replies.append(reply)
         if "\ufffd" in reply.text:
             self.defects.append("broken characters")
         return reply.text, reply.finish_reason
 
-    def keep(self, question: str, reply: str, reason: str) -> None:
-        """One turn of the dialogue is whole."""
-        self.messages += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": reply},
-        ]
-        self.reasons.append(reason)
-
     def line(self, status: str, reason: str, ended: str) -> dict[str, Any]:
         """The dialogue as `self_chat.jsonl` keeps it, a plain dict."""
-        settings, usage = self.settings, sum((r.usage for r in self.replies), Usage())
-        names = ["temperature", "top_p", "max_tokens", "question_temperature", "question_tokens"]
+        usage = sum((reply.usage for reply in self.replies), Usage())
+        names = ("temperature", "top_p", "max_tokens", "question_temperature", "question_tokens")
+        params = {name: getattr(self.settings, name) for name in names}
         return {
             "id": self.seed.id, "seed": asdict(self.seed), "messages": self.messages,
-            "strategy": settings.strategy,
-            "teacher": {
-                "model": self.teacher.model, "params": {n: getattr(settings, n) for n in names},
-            },
-            "usage": asdict(usage),
+            "strategy": self.settings.strategy,
+            "teacher": {"model": self.teacher.model, "params": params}, "usage": asdict(usage),
             "cost_usd": round(sum(reply.cost_usd for reply in self.replies), 12),
             "num_calls": len(self.replies), "finish_reasons": self.reasons,
             "defects": list(dict.fromkeys(self.defects)), "status": status, "reason": reason,
@@ -85,24 +83,9 @@ class Talk:
         }  # fmt: skip
 
 
-def sampling_seed(name: str, call: int) -> int:
-    """The same for the same call of the same dialogue, whatever else is going on."""
-    digest = hashlib.sha256(f"{name}\n{call}".encode()).digest()
-    return int.from_bytes(digest[:4]) >> 1
-
-
-def as_seed(seed: Seed | str) -> Seed:
-    """A question typed in, as a seed with a name made from its text."""
-    if isinstance(seed, Seed):
-        return seed
-    digest = hashlib.sha256(seed.encode("utf-8", "replace")).hexdigest()
-    return Seed(digest[:12], seed, "typed")
-
-
 async def self_chat(
-    seed: Seed | str, teacher: Teacher, settings: SelfChatSettings | None = None, *,
-    attempt: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    seed: Seed | str, teacher: Teacher, settings: SelfChatSettings | None = None, attempt: int = 1
+) -> dict[str, Any]:
     """One dialogue from one seed, as a line of `self_chat.jsonl` (a plain dict).
 
     Args:
@@ -117,40 +100,39 @@ async def self_chat(
         BudgetExceeded: the budget does not allow the next call.
         RunStopped: the teacher refuses every call (a bad key, no such model).
     """
-    talk = Talk(as_seed(seed), teacher, settings or SelfChatSettings(), attempt)
+    [seed] = as_seeds([seed])
+    talk = Talk(seed, teacher, settings or SelfChatSettings(), attempt)
     try:
         ended = await STRATEGIES[talk.settings.strategy](talk)
+    except TalkOver as over:
+        ended = str(over)
     except (RunStopped, Halted):
         raise
     except TeacherError as error:
         return talk.line("failed", str(error), error.kind)
-    return talk.line("ok" if talk.messages else "rejected", "" if talk.messages else ended, ended)
+    return talk.line("ok", "", ended) if talk.messages else talk.line("rejected", ended, ended)
 
 
 async def _turns(talk: Talk) -> str:
-    settings, question = talk.settings, talk.seed.text.strip()
-    for turn in range(1, settings.num_turns + 1):
-        text, reason = await _reply_to(talk, question, turn)
-        if not text:
-            return _why_empty("reply", reason, "max_tokens", settings.max_tokens)
-        talk.keep(question, text, reason)
-        if turn < settings.num_turns:
-            question, why = await _next_question(talk, turn + 1)
-            if not question:
-                return why
+    for turn in range(talk.settings.num_turns):
+        await _answer(talk, await _next_question(talk) if turn else talk.seed.text.strip())
     return "num_turns"
 
 
-async def _reply_to(talk: Talk, question: str, turn: int) -> tuple[str, str]:
-    settings, seed = talk.settings, talk.seed
-    system = {"role": "system", "content": prompts.system_prompt(seed, settings)}
-    grammar = prompts.reply_grammar(prompts.seed_domain(seed, settings), settings.language)
+async def _answer(talk: Talk, question: str) -> None:
+    """Ask the assistant, and keep the question with its reply."""
+    settings, asked = talk.settings, {"role": "user", "content": question}
+    domain = prompts.domain_of(talk.seed, settings)
     text, reason = await talk.ask(
-        f"assistant {turn}", [system, *talk.messages, {"role": "user", "content": question}],
-        max_tokens=settings.max_tokens, temperature=settings.temperature,
-        extra={"repeat_penalty": 1.1, "grammar": grammar} if talk.teacher.weak else None,
+        f"assistant {len(talk.reasons) + 1}",
+        prompts.reply_messages(talk.seed, [*talk.messages, asked], settings),
+        settings.max_tokens, settings.temperature, repeat_penalty=1.1,
+        grammar=prompts.grammar(domain, settings.language),
     )  # fmt: skip
-    return without_thoughts(text).strip(), reason
+    if not (said := without_thoughts(text).strip()):
+        raise TalkOver(_why_empty("reply", reason, "max_tokens", settings.max_tokens))
+    talk.messages += [asked, {"role": "assistant", "content": said}]
+    talk.reasons.append(reason)
 
 
 def _why_empty(what: str, reason: str, name: str, cap: int) -> str:
@@ -159,32 +141,30 @@ def _why_empty(what: str, reason: str, name: str, cap: int) -> str:
     return f"empty {what} ({reason})" + (thought if reason == "length" else "")
 
 
-async def _next_question(talk: Talk, turn: int) -> tuple[str, str]:
-    """(what the human asks next, each try a little bolder, or "", and why there is nothing)."""
+async def _next_question(talk: Talk) -> str:
+    """What the human asks next, each try a little bolder."""
     settings, temperature = talk.settings, talk.settings.question_temperature
     shown = prompts.question_messages(talk.seed, talk.messages, settings, talk.teacher.weak)
-    grammar = prompts.question_grammar(settings.language)
     why = "no more questions"
     for number in range(QUESTION_TRIES):
         text, reason = await talk.ask(
-            f"user {turn}", shown, max_tokens=settings.question_tokens,
-            temperature=None if temperature is None else min(temperature + 0.2 * number, 1.4),
-            extra={"repeat_penalty": 1.05, "grammar": grammar} if talk.teacher.weak else None,
+            f"user {len(talk.reasons) + 1}", shown, settings.question_tokens,
+            None if temperature is None else min(temperature + 0.2 * number, 1.4),
+            repeat_penalty=1.05, grammar=prompts.grammar("question", settings.language),
         )  # fmt: skip
         question = clean_question(text)
         if says_end(text):
             break
         if reason == "stop" and question and _is_new(question, talk):
-            return question, ""
+            return question
         if not text and reason == "length":
             why = _why_empty("question", reason, "question_tokens", settings.question_tokens)
-    return "", why
+    raise TalkOver(why)
 
 
 def _is_new(question: str, talk: Talk) -> bool:
     """Not asked before; and, from a weak teacher, about something that was said."""
-    asked = [m["content"] for m in talk.messages if m["role"] == "user"]
-    if any(same_question(question, other) for other in asked):
+    if any(same_question(question, m["content"]) for m in talk.messages if m["role"] == "user"):
         return False
     said = " ".join(m["content"] for m in talk.messages[-2:])
     return not talk.teacher.weak or shares_a_word(question, said)
@@ -193,22 +173,21 @@ def _is_new(question: str, talk: Talk) -> bool:
 async def _transcript(talk: Talk) -> str:
     settings = talk.settings
     text, reason = await talk.ask(
-        "transcript", prompts.transcript_messages(talk.seed, settings),
-        max_tokens=settings.transcript_tokens, temperature=settings.temperature,
-        extra={"repeat_penalty": 1.1} if talk.teacher.weak else None,
+        "transcript", prompts.transcript_messages(talk.seed, settings), settings.transcript_tokens,
+        settings.temperature, repeat_penalty=1.1,
     )  # fmt: skip
     if not without_thoughts(text).strip():
-        return _why_empty("transcript", reason, "max_tokens", settings.transcript_tokens)
+        raise TalkOver(_why_empty("transcript", reason, "max_tokens", settings.transcript_tokens))
     found = parse_transcript(text)
     talk.defects += found.defects
+    if not found.messages:
+        return f"no exchange in the transcript ({', '.join(found.defects) or reason})"
     messages = [{"role": m.role, "content": m.content} for m in found.messages]
     talk.messages = messages[: 2 * settings.num_turns]
     talk.reasons = ["stop"] * (len(talk.messages) // 2)
     # the cut fell into the last reply, unless a question after it or a turn too many was cut
-    if talk.reasons and len(messages) == len(talk.messages):
-        talk.reasons[-1] = "stop" if "unanswered question" in found.defects else reason
-    if not talk.messages:
-        return f"no exchange in the transcript ({', '.join(found.defects) or reason})"
+    if talk.messages == messages and "unanswered question" not in found.defects:
+        talk.reasons[-1] = reason
     return reason
 
 
@@ -217,11 +196,8 @@ async def _rewritten(talk: Talk) -> str:
     ended = await _transcript(talk)
     questions = [m["content"] for m in talk.messages if m["role"] == "user"]
     talk.messages, talk.reasons = [], []
-    for turn, question in enumerate(questions, start=1):
-        text, reason = await _reply_to(talk, question, turn)
-        if not text:
-            return _why_empty("reply", reason, "max_tokens", talk.settings.max_tokens)
-        talk.keep(question, text, reason)
+    for question in questions:
+        await _answer(talk, question)
     return ended
 
 
