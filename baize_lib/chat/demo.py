@@ -109,7 +109,7 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
         said = gr.HTML(elem_id="said")
 
         def respond(question: str, talk: _Talk, which: str) -> Iterator[tuple]:
-            typed: Any = ""
+            typed: Any = "" if question.strip() else gr.skip()
             for _ in _respond(chat, question, talk, models if which == BOTH else [which]):
                 yield typed, *show(talk)
                 typed = gr.skip()  # the next question may be being typed already
