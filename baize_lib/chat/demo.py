@@ -81,12 +81,15 @@ def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
     return page
 
 
+_QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+
+
 def _page(chat: ChatModel, run: Run) -> "Blocks":
     import gradio as gr
     from markupsafe import escape
 
     models = [name for name in ("base", "tuned") if name in chat.models]
-    show = functools.partial(_columns, models)
+    show, quiet = functools.partial(_columns, models), _QUIET
     with gr.Blocks(title="Talk to the chatbot you trained", analytics_enabled=False) as page:
         gr.HTML(f"<h1>Talk to the chatbot you trained</h1><p>{escape(_whose(chat, run))}</p>")
         state = gr.State(_Talk())
@@ -94,9 +97,8 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
             columns, thumbs = [], []
             for name in models:
                 with gr.Column(min_width=280):
-                    columns.append(
-                        gr.HTML(show(_Talk())[models.index(name)], elem_id=f"talk-{name}")
-                    )
+                    shown = show(_Talk())[models.index(name)]
+                    columns.append(gr.HTML(shown, elem_id=f"talk-{name}"))
                     with gr.Row():
                         for mark in ("👍 good", "👎 bad"):
                             button = gr.Button(mark, size="sm", min_width=80)
@@ -119,11 +121,9 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
             return show(talk)
 
         def clear(talk: _Talk) -> list[str]:
-            talk.halt()
             talk.turns = []
-            return show(talk)
+            return halt(talk)
 
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
         asking = gr.on(
             [box.submit, send.click], respond, [box, state, which], [box, *columns],
             concurrency_limit=4, trigger_mode="multiple", **quiet,
