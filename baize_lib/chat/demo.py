@@ -11,6 +11,7 @@ as text and code in colours; nothing that a model wrote is loaded or run.
 import datetime
 import functools
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +37,16 @@ _THINKING, _WRITING = "thinking …", "writing …"
 
 @dataclass
 class _Talk:
-    """One visitor's conversation; `number` counts questions and stops: only the last one writes."""
+    """One visitor's conversation. `number` counts questions and stops: only the last one writes,
+    and `writing` makes it wait until the one before has seen that.
+    """
 
     turns: list[dict[str, Any]] = field(default_factory=list)  # question, replies, notes by model
     number: int = 0
+    writing: Any = field(default_factory=threading.Lock)
+
+    def __deepcopy__(self, _: Any) -> "_Talk":
+        return _Talk()  # Gradio copies an empty one for each visitor
 
     def halt(self) -> int:
         """Let nobody write any more, and mark what was under way as stopped."""
@@ -111,10 +118,14 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
         said = gr.HTML(elem_id="said")
 
         def respond(question: str, talk: _Talk, which: str) -> Iterator[tuple]:
-            typed: Any = "" if question.strip() else gr.skip()
-            for _ in _respond(chat, question, talk, models if which == BOTH else [which]):
-                yield typed, *show(talk)
-                typed = gr.skip()  # the next question may be being typed already
+            if not question.strip():
+                return
+            mine, typed = talk.halt(), ""
+            with talk.writing:
+                answers = models if which == BOTH else [which]
+                for _ in _respond(chat, question, talk, mine, answers):
+                    yield typed, *show(talk)
+                    typed = gr.skip()  # the next question may be being typed already
 
         def halt(talk: _Talk) -> list[str]:
             talk.halt()
@@ -124,43 +135,45 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
             talk.turns = []
             return halt(talk)
 
-        asking = gr.on(
+        gr.on(
             [box.submit, send.click], respond, [box, state, which], [box, *columns],
-            concurrency_limit=4, trigger_mode="multiple", **quiet,
+            concurrency_limit=None, trigger_mode="multiple", **quiet,
         )  # fmt: skip
         for button, do in ((stop, halt), (new, clear)):
-            button.click(do, [state], columns, cancels=[asking], queue=False, **quiet)
+            button.click(do, [state], columns, queue=False, **quiet)
         for name, good, button in thumbs:
             vote = functools.partial(_vote, chat, run, name, good)
             button.click(vote, [state], [said], queue=False, **quiet)
     return page
 
 
-def _respond(chat: ChatModel, question: str, talk: _Talk, asked: list[str]) -> Iterator[None]:
-    """Let the talk grow, a token of each model at a time; no error leaves this."""
-    mine = talk.halt()
-    if not question.strip():
-        yield
-        return
+def _respond(
+    chat: ChatModel, question: str, talk: _Talk, mine: int, asked: list[str]
+) -> Iterator[None]:
+    """Let the talk grow, a token of each model at a time, while `mine` is its number."""
     streams = {
         # Baize sampled at temperature 1; a model this small needs a steadier hand
         name: chat.follow(talk.asking(question, name), name, temperature=0.3, max_tokens=_MOST)
         for name in asked
     }
-    turn = {"question": question, "replies": dict.fromkeys(asked, ""), "notes": {}}
+    turn = {"question": question, "replies": dict.fromkeys(asked, "")}
     turn["notes"] = dict.fromkeys(asked, _THINKING)
-    talk.turns.append(turn)
-    yield
-    while streams and talk.number == mine:
+    if talk.number == mine:
+        talk.turns.append(turn)
+    while True:
+        yield
         for name, stream in list(streams.items()):
             part, note = _next(stream, turn["replies"][name])
             if talk.number != mine:
+                yield  # what the page shows last is how things stand
                 return
             turn["replies"][name] += part
             turn["notes"][name] = note
             if note not in (_THINKING, _WRITING):
                 del streams[name]
-        yield
+        if not streams:
+            yield
+            return
 
 
 def _next(stream: Iterator[tuple[str, Answer]], reply: str) -> tuple[str, str]:

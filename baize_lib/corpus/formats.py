@@ -117,13 +117,14 @@ def read_sample(
     """
     recorded = list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
     chosen = [d for d in recorded if ("/chinese" in d.source) == (check_language(language) == "zh")]
+    chosen = chosen[:num]
     others = {d.teacher for d in chosen} - {teacher} if teacher else None
     if others:
         raise BaizeError(
             f"the recorded dialogues are by {', '.join(sorted(others))}, not by {teacher}: take "
             "none (num_recorded=0), or that teacher (BAIZE_TEACHER)"
         )
-    return chosen[:num]
+    return chosen
 
 
 def from_chat(row: dict[str, Any]) -> Collected:
