@@ -523,10 +523,11 @@ def test_the_chinese_prompts_are_asked_graded_and_checked_for_health(tuned, tmp_
     attempts = ask(
         ChatModel(base, {"tuned": folder}), chinese, log=log, language="zh", max_tokens=6
     )
-    assert len(attempts) == 2 * len(chinese)
+    models = {"base", "own layout", "tuned"}
+    assert len(attempts) == len(models) * len(chinese)
     assert {row["sampling"]["language"] for row in read_jsonl(log)} == {"zh"}
-    assert set(grade(chinese, attempts)) == {(p.id, m) for p in chinese for m in ("base", "tuned")}
-    assert list(health(attempts)["model"]) == ["base", "tuned"]
+    assert set(grade(chinese, attempts)) == {(p.id, m) for p in chinese for m in models}
+    assert set(health(attempts)["model"]) == models
 
 
 def test_the_seed_file_is_described_beside_it():
