@@ -13,7 +13,6 @@ import functools
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +34,14 @@ BOTH = "side by side"
 _THINKING, _WRITING = "thinking …", "writing …"
 
 
-@dataclass
 class _Talk:
     """One visitor's conversation. `number` counts questions and stops: only the last one writes,
     and `writing` makes it wait until the one before has seen that.
     """
 
-    turns: list[dict[str, Any]] = field(default_factory=list)  # question, replies, notes by model
-    number: int = 0
-    writing: Any = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.turns: list[dict[str, Any]] = []  # question, replies and notes by model
+        self.number, self.writing = 0, threading.Lock()
 
     def __deepcopy__(self, _: Any) -> "_Talk":
         return _Talk()  # Gradio copies an empty one for each visitor
