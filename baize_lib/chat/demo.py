@@ -117,6 +117,7 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
 
         def respond(question: str, talk: _Talk, which: str) -> Iterator[tuple]:
             if not question.strip():
+                yield gr.skip(), *show(talk)
                 return
             mine, typed = talk.halt(), ""
             with talk.writing:
