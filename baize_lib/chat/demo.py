@@ -86,24 +86,18 @@ def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
     return page
 
 
-_QUIET = {"api_visibility": "private", "show_progress": "hidden"}
-
-
 def _page(chat: ChatModel, run: Run) -> "Blocks":
     import gradio as gr
     from markupsafe import escape
 
     models = [name for name in ("base", "tuned") if name in chat.models]
-    show, quiet = functools.partial(_columns, models), _QUIET
     with gr.Blocks(title="Talk to the chatbot you trained", analytics_enabled=False) as page:
         gr.HTML(f"<h1>Talk to the chatbot you trained</h1><p>{escape(_whose(chat, run))}</p>")
-        state = gr.State(_Talk())
+        state, columns, thumbs = gr.State(_Talk()), [], []
         with gr.Row():
-            columns, thumbs = [], []
-            for name in models:
+            for name, empty in zip(models, _columns(models, _Talk()), strict=True):
                 with gr.Column(min_width=280):
-                    shown = show(_Talk())[models.index(name)]
-                    columns.append(gr.HTML(shown, elem_id=f"talk-{name}"))
+                    columns.append(gr.HTML(empty, elem_id=f"talk-{name}"))
                     with gr.Row():
                         for mark in ("👍 good", "👎 bad"):
                             button = gr.Button(mark, size="sm", min_width=80)
@@ -113,33 +107,16 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
         with gr.Row():
             send = gr.Button("Send", variant="primary", min_width=80)
             stop, new = gr.Button("Stop", min_width=80), gr.Button("New", min_width=80)
-        said = gr.HTML(elem_id="said")
-
-        def respond(question: str, talk: _Talk, which: str) -> Iterator[tuple]:
-            if not question.strip():
-                yield gr.skip(), *show(talk)
-                return
-            mine, typed = talk.halt(), ""
-            with talk.writing:
-                answers = models if which == BOTH else [which]
-                for _ in _respond(chat, question, talk, mine, answers):
-                    yield typed, *show(talk)
-                    typed = gr.skip()  # the next question may be being typed already
-
-        def halt(talk: _Talk) -> list[str]:
-            talk.halt()
-            return show(talk)
-
-        def clear(talk: _Talk) -> list[str]:
-            talk.turns = []
-            return halt(talk)
-
+        said = gr.HTML()
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
         gr.on(
-            [box.submit, send.click], respond, [box, state, which], [box, *columns],
-            concurrency_limit=None, trigger_mode="multiple", **quiet,
+            [box.submit, send.click], functools.partial(_respond, chat, models),
+            [box, state, which], [box, *columns], concurrency_limit=None, **quiet,
+            trigger_mode="multiple",
         )  # fmt: skip
-        for button, do in ((stop, halt), (new, clear)):
-            button.click(do, [state], columns, queue=False, **quiet)
+        for button, clear in ((stop, False), (new, True)):
+            halt = functools.partial(_halt, models, clear)
+            button.click(halt, [state], columns, queue=False, **quiet)
         for name, good, button in thumbs:
             vote = functools.partial(_vote, chat, run, name, good)
             button.click(vote, [state], [said], queue=False, **quiet)
@@ -147,6 +124,29 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
 
 
 def _respond(
+    chat: ChatModel, models: list[str], question: str, talk: _Talk, which: str
+) -> Iterator[tuple]:
+    """What the text box and the columns show, as the talk grows."""
+    import gradio as gr
+
+    if not question.strip():
+        yield gr.skip(), *_columns(models, talk)
+        return
+    mine, typed = talk.halt(), ""
+    with talk.writing:
+        for _ in _grow(chat, question, talk, mine, models if which == BOTH else [which]):
+            yield typed, *_columns(models, talk)
+            typed = gr.skip()  # the next question may be being typed already
+
+
+def _halt(models: list[str], clear: bool, talk: _Talk) -> list[str]:
+    if clear:
+        talk.turns = []
+    talk.halt()
+    return _columns(models, talk)
+
+
+def _grow(
     chat: ChatModel, question: str, talk: _Talk, mine: int, asked: list[str]
 ) -> Iterator[None]:
     """Let the talk grow, a token of each model at a time, while `mine` is its number."""
@@ -159,8 +159,8 @@ def _respond(
     turn["notes"] = dict.fromkeys(asked, _THINKING)
     if talk.number == mine:
         talk.turns.append(turn)
-    while True:
-        yield
+    yield
+    while streams:
         for name, stream in list(streams.items()):
             part, note = _next(stream, turn["replies"][name])
             if talk.number != mine:
@@ -170,9 +170,7 @@ def _respond(
             turn["notes"][name] = note
             if note not in (_THINKING, _WRITING):
                 del streams[name]
-        if not streams:
-            yield
-            return
+        yield
 
 
 def _next(stream: Iterator[tuple[str, Answer]], reply: str) -> tuple[str, str]:
