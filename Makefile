@@ -4,6 +4,7 @@
 #   make test     set up, lint, doctests, tests, and every notebook at tier ci
 #   make lab      JupyterLab on the course
 #   make demo     a page to chat with what you trained
+#   make serve    the same for programs: OpenAI's API on port 8000 of this machine
 #   make render   run again and write outputs into notebooks/, figures into figures/
 #   make badge OWNER=name/repository   write the address of your copy wherever the course names it
 #   make clean    remove what a command can make again; runs you made stay
@@ -22,9 +23,9 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --only-binary
 # notebooks in CI must not reach out; a paid teacher is never called by a test
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course bonus test lab render clean demo badge
+.PHONY: help course bonus test lab render clean demo serve badge
 help:
-	@sed -n '2,11s/^# *//p' Makefile
+	@sed -n '2,12s/^# *//p' Makefile
 
 course: $(READY)
 	@$(BIN)/baize run
@@ -47,8 +48,11 @@ render: $(READY)
 	@$(BIN)/baize render
 
 demo: $(READY)
-	@$(PIP) -e '.[demo]'
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) -e '.[demo]'
 	@$(BIN)/baize chat
+
+serve: $(READY)
+	@$(BIN)/baize serve
 
 badge:
 	@test -n "$(OWNER)" || { echo "say whose copy: make badge OWNER=name/repository"; exit 1; }

@@ -396,7 +396,7 @@ def test_the_dataset_card_counts_what_is_in_the_files(adapter, tmp_path):
 def test_a_card_of_nothing_is_refused(tmp_path):
     with pytest.raises(BaizeError, match="neither an adapter nor a merged model"):
         model_card(tmp_path, teacher="t")
-    with pytest.raises(BaizeError, match="no corpus: run notebook 03"):
+    with pytest.raises(BaizeError, match="has no corpus yet: notebook 03 makes one"):
         dataset_card(Run(tmp_path))
 
 

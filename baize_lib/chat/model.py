@@ -230,10 +230,11 @@ def open_chat(
     Raises:
         BaizeError: as `load_base` and `ChatModel`.
     """
-    adapter = adapter or (run.adapter_dir if run.adapter_dir.is_dir() else data_dir() / "adapter")
+    own, recorded = run.adapter_dir, data_dir() / "adapter"
+    adapter = Path(adapter or (own if own.is_dir() else recorded))
     read_card(adapter)  # before the base is loaded, which takes longer
-    recorded = Path(adapter) == data_dir() / "adapter"
-    print(f"adapter: {'the recorded one, in data/adapter' if recorded else adapter}")
+    names = {own: f"that of run {run.path.name}", recorded: "the recorded one, in data/adapter"}
+    print(f"adapter: {names.get(adapter, adapter)}")
     return ChatModel(load_base(student, precision), {"tuned": adapter})
 
 

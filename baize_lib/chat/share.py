@@ -133,7 +133,7 @@ def dataset_card(run: Run) -> str:
     """
     told = _told(run, "", "")
     if not told["corpus"]:
-        raise BaizeError(f"{run.corpus_dir} holds no corpus: run notebook 03_dataset_inspection")
+        raise BaizeError(f"run {run.path.name} has no corpus yet: notebook 03 makes one")
     files = {"train": run.train_file, "validation": run.validation_file}
     counts = {name: sum(1 for _ in read_jsonl(path)) for name, path in files.items()}
     text = _fill("dataset_card.jinja", counts=counts, **told)
