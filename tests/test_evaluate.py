@@ -46,7 +46,7 @@ class Counting:
         self.adapters = adapters or {}
         self.asked, self.fail_at = [], fail_at
 
-    def reply_batch(self, batch, *, model, **options):
+    def replies(self, batch, *, model, **options):
         if len(self.asked) == self.fail_at:
             raise KeyboardInterrupt
         answers = []
@@ -207,7 +207,7 @@ class Said:
     seconds: float = 0.1
 
 class Chat:
-    def reply_batch(self, batch, *, model, **options):
+    def replies(self, batch, *, model, **options):
         return [Said(sys.argv[2] * 20_000) for _ in batch]
 
 ask(Chat(), load_prompts(), [sys.argv[3]], log=sys.argv[1], batch_size=1, attempts=2)
@@ -250,7 +250,7 @@ def test_a_changed_question_is_a_new_one_and_its_old_answer_stays_in_the_log(log
 
 def test_a_half_character_does_not_stop_the_log(log):
     class Broken(Counting):
-        def reply_batch(self, batch, *, model, **options):
+        def replies(self, batch, *, model, **options):
             return [Said("half \ud83d") for _ in batch]
 
     (attempt,) = ask(Broken(), PROMPTS[:1], models=["base"], log=log)
@@ -327,7 +327,7 @@ def test_a_real_base_and_a_real_adapter_answer_and_the_log_says_who_they_were(lo
 class Parrot(Counting):
     """Knows one thing."""
 
-    def reply_batch(self, batch, *, model, **options):
+    def replies(self, batch, *, model, **options):
         return [Said("Dodoma" if model == "tuned" else "Dar es Salaam") for _ in batch]
 
 
@@ -351,7 +351,7 @@ def test_scores_stand_beside_the_error_of_their_check(log):
 
 
 class Ill(Counting):
-    def reply_batch(self, batch, *, model, **options):
+    def replies(self, batch, *, model, **options):
         ills = [Said("fine"), Said("go on", "length"), Said("[|Human|] me", "tag"), Said("")]
         return (ills * len(batch))[: len(batch)]
 
@@ -367,7 +367,7 @@ def test_health_goes_by_the_language_of_the_question(log):
     french = Said("La capitale de la Tanzanie est Dodoma, une ville au centre du pays.")
 
     class French(Counting):
-        def reply_batch(self, batch, *, model, **options):
+        def replies(self, batch, *, model, **options):
             return [french if model == "tuned" else Said("It is Dodoma.") for _ in batch]
 
     report = health(ask(French(), PROMPTS[:1], log=log)).set_index("model")

@@ -47,10 +47,6 @@ class Answer:
     seconds: float
     num_read: int = 0
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / self.seconds if self.seconds else 0.0
-
 
 class ChatModel:
     """A base model and adapters by name; `model="base"` and `"own layout"` are always there.
@@ -134,8 +130,6 @@ class ChatModel:
             *_, writers = self._write([conversations[i] for i in part], model, **sampling)
             answers |= {i: writer.answer() for i, writer in zip(part, writers, strict=True)}
         return [answers[i] for i in range(len(conversations))]
-
-    reply_batch = replies
 
     def _write(
         self,

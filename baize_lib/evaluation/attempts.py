@@ -159,7 +159,7 @@ def ask(
         models: names the chat model knows: "base" (in Baize's layout), "own layout" (the same
             weights through the chat template they were tuned with), and adapters like "tuned".
         attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
-        sampling: passed on to `chat.reply_batch` (max_tokens, temperature, language…) and logged.
+        sampling: passed on to `chat.replies` (max_tokens, temperature, language…) and logged.
 
     Returns:
         Attempt 1 of every prompt and model.
@@ -174,7 +174,7 @@ def ask(
                 waiting = _unanswered(log, prompts, who, number, turn)
                 for batch in _batches(waiting, batch_size):
                     messages = [conversation for _, conversation in batch]
-                    answers = chat.reply_batch(messages, model=model, **options)
+                    answers = chat.replies(messages, model=model, **options)
                     _append(log, [
                         _line(prompt, turn, number, who, options, {
                             "text": a.text, "stopped_by": a.stopped_by,
