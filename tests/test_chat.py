@@ -356,7 +356,10 @@ def test_an_unknown_model_is_refused_with_the_known_ones(chat):
 @pytest.mark.parametrize(
     ("card", "says"),
     [
-        ({"base_model": "huggyllama/llama-7b"}, "base_model 'huggyllama/llama-7b'.*'smollm2-135m'"),
+        (
+            {"base_model": "huggyllama/llama-7b"},
+            "with base 'huggyllama/llama-7b' and this is 'smollm2-135m'",
+        ),
         ({"template": "baize-v1"}, f"template 'baize-v1'.*{TEMPLATE!r}".replace("+", r"\+")),
     ],
 )

@@ -148,8 +148,12 @@ def test_merging_again_replaces_a_merged_model_and_nothing_else(adapter, tmp_pat
 
 
 def test_merging_into_another_base_or_a_quantised_one_is_refused(adapter, tmp_path):
+    other = tiny_base("other")
+    merge(other, adapter, tmp_path / "m")  # the same weights, whatever they are called
+    with torch.no_grad():
+        other.model.model.norm.weight.mul_(2)
     with pytest.raises(BaizeError, match="for 'tiny', not 'other'"):
-        merge(tiny_base("other"), adapter, tmp_path)
+        merge(other, adapter, tmp_path / "m")
     with pytest.raises(BaizeError, match=r"base in nf4: load it in full.*load_base\('tiny'"):
         merge(replace(tiny_base(), precision="nf4"), adapter, tmp_path)
 

@@ -44,7 +44,7 @@ def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
     from peft import PeftModel
 
     card, out = read_card(adapter_dir), Path(out)
-    if base.name != card["base_model"]:
+    if base.name != card["base_model"] and card.get("weights") != base.fingerprint():
         raise BaizeError(f"the adapter is for {card['base_model']!r}, not {base.name!r}")
     if base.precision in ("int8", "nf4"):
         raise BaizeError(
