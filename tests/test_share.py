@@ -507,6 +507,7 @@ def hub():
 def at_hub(hub, monkeypatch):
     monkeypatch.setattr(share, "_HUB", hub.address)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the stand-in is here
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     return hub
 

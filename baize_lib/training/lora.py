@@ -107,8 +107,8 @@ def _is_linear(module: "nn.Module") -> bool:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    packed = type(module).__module__.startswith("bitsandbytes") and isinstance(module, Linear)
-    return packed or type(module) in (Linear, Conv1D)
+    named = "Linear" in type(module).__name__  # Falcon has a kind of its own, bitsandbytes two
+    return type(module) is Conv1D or (named and isinstance(module, Linear))
 
 
 def bare_weights(model: "PeftModel") -> list[str]:

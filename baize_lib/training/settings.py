@@ -13,7 +13,7 @@
     shard: true                    # spread the base over the processes (FSDP)
 
 >>> PRESETS["7B"].settings.lr, PRESETS["7B"].published
-(0.0002, {'hours': 9, 'gigabytes': 26})
+(0.0002, {'hours': 9.0, 'gigabytes': 26.0})
 """
 
 from collections.abc import Mapping
