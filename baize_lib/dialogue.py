@@ -19,7 +19,7 @@ The conversation between human and AI assistant.
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -41,32 +41,14 @@ HEADER = {
 LANGUAGES = tuple(HEADER)  # what the whole path, from seeds to evaluation, can be told to speak
 TEMPLATE = "baize-v1+eos"  # stored with an adapter: another template, another model
 
-
 _WRITTEN = tomllib.loads(Path(__file__).with_name("marks.toml").read_text(encoding="utf-8"))
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.VERBOSE | re.IGNORECASE | re.MULTILINE)
-
-
-_FENCE, _TAG, _MODEL_TAG, _TRAIL, _PREAMBLE, _REMARK, _HINT, _LEAVES = (
-    _pattern(_WRITTEN[name])
-    for name in (
-        "fence", "tag", "model_tag", "trail", "preamble", "remark", "thought_hint", "thought_leaves"
-    )
-)  # fmt: skip
-_THOUGHT = _pattern(
-    "(?P<inline> `[^`\\n]+` ) | {fence} | (?P<lone> {thought_ends} )"
-    "| (?: {thought_begins} ) (?s:.*?) (?: {thought_ends} | \\Z )".format_map(_WRITTEN)
-)
+_WRITTEN["thought"] %= _WRITTEN
+_FLAGS = re.VERBOSE | re.IGNORECASE | re.MULTILINE
+_MARKS = {name: re.compile(text, _FLAGS) for name, text in _WRITTEN.items()}
 
 
 def check_language(language: str) -> str:
-    """`language`, if the course speaks it.
-
-    Raises:
-        BaizeError: it is none of `LANGUAGES`.
-    """
+    """`language`; a BaizeError if the course does not speak it."""
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
         raise BaizeError(f"language={language!r} is not known: use one of {known}")
@@ -92,7 +74,7 @@ class Dialogue:
 
     @property
     def num_turns(self) -> int:
-        return sum(message.role == "assistant" for message in self.messages)
+        return len(self.by("assistant"))
 
     def by(self, role: str) -> list[str]:
         """Everything `role` said, in order."""
@@ -125,14 +107,17 @@ def pieces(
     Raises:
         BaizeError: the roles do not alternate, or the language has no header.
     """
-    header, turns = _split_header(messages, language)
-    check_roles(turns, open_reply=open_reply)
+    header = HEADER[check_language(language)]
+    if messages and messages[0].role == "system":
+        header, messages = messages[0].content, messages[1:]
+    check_roles(messages, open_reply=open_reply)
     laid_out = []
-    for i in range(0, len(turns), 2):
-        before = header if i == 0 else ""
-        laid_out.append(Piece(f"{before}\n{HUMAN_TAG} {turns[i].content}\n{AI_TAG}", False))
-        if i + 1 < len(turns):
-            laid_out.append(Piece(f" {turns[i + 1].content}{eos}", True))
+    for message in messages:
+        if message.role == "user":
+            laid_out.append(Piece(f"{header}\n{HUMAN_TAG} {message.content}\n{AI_TAG}", False))
+            header = ""
+        else:
+            laid_out.append(Piece(f" {message.content}{eos}", True))
     return laid_out
 
 
@@ -150,15 +135,9 @@ def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> Non
                 f"message {i + 1} is from {message.role!r} where {expected!r} was due: "
                 "roles must alternate, starting with the user"
             )
-    if not messages or (len(messages) % 2 == 1) != open_reply:
+    if not messages or len(messages) % 2 != open_reply:
         wanted = "a user's question" if open_reply else "an assistant's reply"
         raise BaizeError(f"a dialogue of {len(messages)} messages does not end with {wanted}")
-
-
-def _split_header(messages: Sequence[Message], language: str) -> tuple[str, Sequence[Message]]:
-    if messages and messages[0].role == "system":
-        return messages[0].content, messages[1:]
-    return HEADER[check_language(language)], messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +155,9 @@ class Fence:
     closed: bool
 
 
+_ANY_MARKS = re.compile("```|~~~")  # found faster than a fence
+
+
 def fenced(text: str) -> list[Fence]:
     """The fenced blocks of code of a text, in order: ``` or ~~~, three marks or more.
 
@@ -188,9 +170,9 @@ def fenced(text: str) -> list[Fence]:
     [('js', 'let a\\n')]
     """
     blocks, position = [], 0
-    while mark := _ANY_MARKS.search(text, position):  # found fast
-        found = _FENCE.search(text, max(position, text.rfind("\n", 0, mark.start()) + 1))
-        if not found:
+    while mark := _ANY_MARKS.search(text, position):
+        start = max(position, text.rfind("\n", 0, mark.start()) + 1)
+        if not (found := _MARKS["fence"].search(text, start)):
             break
         margin, code = found["margin"], found["code"] + (found["rest"] or "")
         if margin:
@@ -199,9 +181,6 @@ def fenced(text: str) -> list[Fence]:
         closed, position = found["end"] is not None, found.end()
         blocks.append(Fence(found["info"].strip(), code, found.start("marks"), position, closed))
     return blocks
-
-
-_ANY_MARKS = re.compile("```|~~~")
 
 
 def without_thoughts(text: str) -> str:
@@ -213,43 +192,29 @@ def without_thoughts(text: str) -> str:
     >>> without_thoughts("<think>They greet me.</think>\\n\\nHello."), without_thoughts("<think>So")
     ('Hello.', '')
     """
-    said = _unthought(text, lambda rest: True)
+    said = _unthought(text)
     while said != text:
-        text, said = said, _LEAVES.sub("", said.strip())
+        text, said = said, _MARKS["thought_leaves"].sub("", said.strip())
     return said
 
 
-def _unthought(text: str, is_thought_before: Callable[[str], bool]) -> str:
-    """`text` without thoughts; whether an end without an opener ends one, the caller decides."""
-    if not _HINT.search(text):
+def _unthought(text: str, *, before_a_tag: bool = False) -> str:
+    """`text` without thoughts; an end alone ends one, or only one that stands `before_a_tag`."""
+    if not _MARKS["thought_hint"].search(text):
         return text
     said, kept, position = "", 0, 0  # text[:kept] is in `said`, or thought
-    while found := _THOUGHT.search(text, position):
+    while found := _MARKS["thought"].search(text, position):
         position = found.end()
+        if found["marks"] and not found["end"]:
+            position = found.end("info")
         if found["inline"] or found["marks"]:
-            position = found.end("info") if found["marks"] and not found["end"] else position
             continue
-        if not found["lone"]:
-            said += text[kept : found.start()]
-        elif is_thought_before(text[position:]):
-            said = ""
-        else:
+        if found["lone"] and before_a_tag and not tagged(text[position:].lstrip().split("\n")[0]):
             continue
+        said = "" if found["lone"] else said + text[kept : found.start()]
         gap = r"\s*" if said[-1:] in ("", "\n") else r"[ \t]*" if said[-1].isspace() else ""
         kept = position = re.compile(gap).match(text, position).end()
     return said + text[kept:]
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """What `parse_transcript` found: whole exchanges, and what was wrong with the rest."""
-
-    messages: tuple[Message, ...]
-    defects: tuple[str, ...]
-
-
-_NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}  # "［Ｈｕｍａｎ］：" -> "[Human]:"
-_ASKED_FOR = ("human", "ai", "人类", "用户", "助手", "人工智能助手")  # in brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +233,17 @@ class Tag:
     is_quoted: bool
 
 
+_NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}  # "［Ｈｕｍａｎ］：" -> "[Human]:"
+_ASKED_FOR = ("human", "ai", "人类", "用户", "助手", "人工智能助手")  # in brackets
+
+
 def tagged(line: str) -> Tag | None:
     """The speaker's tag a line begins with, in whatever layout.
 
     >>> tagged("**Human:** Why?").rest, tagged("［AI］ Because.").role, tagged("Humans ask.")
     ('Why?', 'assistant', None)
     """
-    found = _TAG.match(line if line.isascii() else line.translate(_NARROW))
+    found = _MARKS["tag"].match(line if line.isascii() else line.translate(_NARROW))
     if not found:
         return None
     before, after, rest = found["before"], found["after"], line[found.end() :]
@@ -293,6 +262,14 @@ def tagged(line: str) -> Tag | None:
     return Tag(role, found["label"], rest, kind, asked, ">" in before)
 
 
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What `parse_transcript` found: whole exchanges, and what was wrong with the rest."""
+
+    messages: tuple[Message, ...]
+    defects: tuple[str, ...]
+
+
 def parse_transcript(text: str) -> Transcript:
     """Read a transcript with `[Human]` / `[AI]` tags, or in another layout. Never raises.
 
@@ -306,16 +283,16 @@ def parse_transcript(text: str) -> Transcript:
     """
     defects: list[str] = []
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
-    text = _MODEL_TAG.sub(r"[\1] ", text)
-    said = _unthought(text, lambda rest: tagged(rest.lstrip().split("\n", 1)[0]) is not None)
-    runs = list(_runs(_unwrapped(said, defects), defects))
-    if not any(role for role, _ in runs) and (turns := _json_turns(said)):
-        runs = turns
+    text = _MARKS["model_tag"].sub(r"[\1] ", text)
+    unthought = _unthought(text, before_a_tag=True)
+    said = [*_runs(_unwrapped(unthought, defects), defects)]
+    if not any(role for role, _ in said) and (turns := _json_turns(unthought)):
+        said = turns
         defects.append("JSON")
     spoken: list[tuple[str, str]] = []  # (role, words)
-    for role, content in runs:
+    for role, content in said:
         words = without_thoughts(content)
-        if (said != text or words != content) and "thoughts" not in defects:
+        if (unthought != text or words != content) and "thoughts" not in defects:
             defects.append("thoughts")
         if role == "system":
             defects.append("system line")
@@ -326,7 +303,8 @@ def parse_transcript(text: str) -> Transcript:
             spoken[-1] = (role, f"{spoken[-1][1]}\n{words}")
         else:
             spoken.append((role, words))
-    return Transcript(tuple(_exchanges(spoken, defects)), tuple(defects))
+    messages = tuple(Message(role, words) for role, words in _exchanges(spoken, defects))
+    return Transcript(messages, tuple(defects))
 
 
 def _tags(text: str) -> dict[int, Tag]:
@@ -374,11 +352,11 @@ def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
         if tag and tag.is_quoted:
             words = re.sub(r"^[ \t]*> ?", "", words, flags=re.MULTILINE)
         if not is_exact:
-            if end == len(lines) and (remark := _REMARK.search(words)):
+            if end == len(lines) and (remark := _MARKS["remark"].search(words)):
                 words = words[: remark.start()]
                 defects.append("closing remark")
             words = words.rstrip()
-            while trail := _TRAIL.search(words, max(0, len(words) - 80)):
+            while trail := _MARKS["trail"].search(words, max(0, len(words) - 80)):
                 words = words[: trail.start()].rstrip()
         yield tag.role if tag else "", words.strip()
 
@@ -400,7 +378,7 @@ def _json_turns(text: str) -> list[tuple[str, str]]:
     return turns
 
 
-def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[Message]:
+def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[tuple[str, str]]:
     """Whole exchanges, without what a teacher says before, after and around them."""
     if len(spoken) == 1 and not spoken[0][0]:
         defects.append("no tags")
@@ -408,7 +386,7 @@ def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[Messag
     if spoken and not spoken[0][0]:
         (_, untagged), *spoken = spoken
         lines = [line for line in untagged.split("\n") if line not in HEADER.values()]
-        asked = "\n".join(line for line in lines if not _PREAMBLE.fullmatch(line)).strip()
+        asked = "\n".join(line for line in lines if not _MARKS["preamble"].fullmatch(line)).strip()
         is_question = asked and spoken[0][0] == "assistant"
         if not is_question or asked != untagged:
             defects.append("text before the first tag")
@@ -421,4 +399,4 @@ def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[Messag
     if spoken and spoken[-1][0] == "user":
         defects.append("unanswered question")
         spoken = spoken[:-1]
-    return [Message(role, words) for role, words in spoken]
+    return spoken
