@@ -94,15 +94,13 @@ def pieces(
 ) -> list[Piece]:
     """Lay a dialogue out in Baize's format, cut where the loss mask changes.
 
-    A reply's piece starts with the space after its tag and ends with `eos`: the model learns to
-    stop. (Baize v1 wrote no end token, so its model had to be stopped from outside.)
+    A reply's piece starts with the space after its tag and ends with `eos`, the tokenizer's end
+    token: the model learns to stop. (Baize v1 wrote none, so it had to be stopped from outside.)
 
     Args:
         messages: alternating user and assistant; a leading system message replaces the header.
-        eos: the tokenizer's end token, appended to every reply.
         language: whose header to write, a key of `HEADER`.
-        open_reply: end on an open `[|AI|]` tag, ready for a model to continue; the last message
-            must then be the user's.
+        open_reply: the last message is the user's: end on an open tag, for a model to continue.
 
     Raises:
         BaizeError: the roles do not alternate, or the language has no header.
@@ -142,10 +140,9 @@ def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> Non
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A block of code: `text[start:end]`, both fences included; unclosed ones run to the end.
+    """A block of code, `text[start:end]` with its fences, `code` between them without margin.
 
-    `info` is what follows the opening marks ("python", "js title=a.js"), `code` the lines between
-    the fences without the opening fence's own margin.
+    `info` is what follows the opening marks ("python", "js title=a.js").
     """
 
     info: str
@@ -161,10 +158,8 @@ _ANY_MARKS = re.compile("```|~~~")  # found faster than a fence
 def fenced(text: str) -> list[Fence]:
     """The fenced blocks of code of a text, in order: ``` or ~~~, three marks or more.
 
-    As in CommonMark, the closing fence has the same marks, at least as many, and no info; a list
-    or a quote may hold the block. Two things are as models write them: a fence may open after a
-    colon or a speaker's tag, and one that opens with the same marks and an info string where
-    another is still open means that the end of that one was forgotten.
+    As in CommonMark, in lists and quotes too. And as models write them: a fence may open after a
+    colon or a speaker's tag, and one with an info string where another is open ends that one.
 
     >>> [(block.info, block.code) for block in fenced("Like this:\\n~~~js\\nlet a\\n~~~\\nDone.")]
     [('js', 'let a\\n')]
@@ -219,16 +214,12 @@ def _unthought(text: str, *, before_a_tag: bool = False) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A speaker's tag at the beginning of a line; `rest` is what follows it on the line.
-
-    `kind` is 0 for Baize's own "[|Human|]", 1 for other square brackets, 2 for "Human:" and other
-    forms, 3 for "Q:".
-    """
+    """A speaker's tag at the beginning of a line."""
 
     role: str
     label: str
-    rest: str
-    kind: int
+    rest: str  # what follows it on the line
+    kind: int  # 0 for Baize's own "[|Human|]", 1 for "[Human]", 2 for "Human:" and others, 3 "Q:"
     is_asked_for: bool
     is_quoted: bool
 
@@ -238,7 +229,7 @@ _ASKED_FOR = ("human", "ai", "人类", "用户", "助手", "人工智能助手")
 
 
 def tagged(line: str) -> Tag | None:
-    """The speaker's tag a line begins with, in whatever layout.
+    """The speaker's tag that a line begins with, in whatever layout.
 
     >>> tagged("**Human:** Why?").rest, tagged("［AI］ Because.").role, tagged("Humans ask.")
     ('Why?', 'assistant', None)
@@ -273,10 +264,9 @@ class Transcript:
 def parse_transcript(text: str) -> Transcript:
     """Read a transcript with `[Human]` / `[AI]` tags, or in another layout. Never raises.
 
-    A tag counts only at the start of a line outside fenced code, so "[AI]" in a sentence or a
-    program stays text. A complete last exchange is kept; a question without a reply is not. What
-    was not asked for is read and named: other tags ("Human:", "**[User]**", "用户："), a fence
-    around all, thoughts, JSON instead of lines.
+    A tag counts only at the start of a line outside fenced code. A question without a reply is
+    not kept. What was not asked for is read and named: other tags ("Human:", "**[User]**",
+    "用户："), a fence around all, thoughts, JSON instead of lines.
 
     >>> parse_transcript("[Human] Hi\\n[AI] Hello.\\n[Human] And").defects
     ('unanswered question',)
@@ -312,14 +302,14 @@ def _tags(text: str) -> dict[int, Tag]:
 
     A tag inside a closed block of code is none; a fence left open hides nothing.
     """
-    hidden, is_shifted = set(), False  # a bare fence left open: ends were taken for openers
+    is_shifted = False  # by a bare fence left open: ends were taken for openers
     for block in reversed(fenced(text)):
         if block.closed and not is_shifted:
-            first = text.count("\n", 0, block.start) + 1
-            hidden.update(range(first, first + text.count("\n", block.start, block.end - 1)))
+            start = text.index("\n", block.start)
+            lines = text.count("\n", start, block.end) * "\n"
+            text = text[:start] + lines + text[block.end :]
         is_shifted = not block.info and (is_shifted or not block.closed)
-    lines = enumerate(text.split("\n"))
-    found = {i: tag for i, line in lines if i not in hidden and (tag := tagged(line))}
+    found = {i: tag for i, line in enumerate(text.split("\n")) if (tag := tagged(line))}
     for kind in range(4):
         labels = {tag.label: tag.role for tag in found.values() if tag.kind <= kind}
         if {"user", "assistant"} <= set(labels.values()):
@@ -362,29 +352,20 @@ def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _json_turns(text: str) -> list[tuple[str, str]]:
-    """(role, words) from every {"role": …, "content": …} or {"human": …, "ai": …} of `text`."""
-    turns, position = [], 0
-    while (position := text.find("{", position)) >= 0:
-        try:
-            found, end = json.JSONDecoder().raw_decode(text, position)
-        except (ValueError, RecursionError):
-            found, end = {}, position
-        who = next((found[key] for key in ("role", "from", "speaker") if key in found), None)
-        said = next((found[key] for key in ("content", "value", "text") if key in found), None)
-        pairs = [(who, said)] if who else list(found.items())
-        read = [(tagged(f"{name}:"), words) for name, words in pairs if isinstance(words, str)]
-        turns += [(tag.role, words) for tag, words in read if tag]
-        position = end if any(tag for tag, _ in read) else position + 1
-    return turns
+    """(role, words) of every turn of a transcript in JSON, whole or cut off."""
+    read = [
+        (tagged(f"{m['who'] or m['name']}:"), m["words"]) for m in _MARKS["json"].finditer(text)
+    ]
+    return [(tag.role, json.loads(words, strict=False)) for tag, words in read if tag]
 
 
 def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[tuple[str, str]]:
     """Whole exchanges, without what a teacher says before, after and around them."""
-    if len(spoken) == 1 and not spoken[0][0]:
-        defects.append("no tags")
-        return []
     if spoken and not spoken[0][0]:
         (_, untagged), *spoken = spoken
+        if not spoken:
+            defects.append("no tags")
+            return []
         lines = [line for line in untagged.split("\n") if line not in HEADER.values()]
         asked = "\n".join(line for line in lines if not _MARKS["preamble"].fullmatch(line)).strip()
         is_question = asked and spoken[0][0] == "assistant"
