@@ -3,21 +3,17 @@
 The whole course asks these questions here, so that a word is a word everywhere. The word lists
 and the longer patterns stand in `words.toml`.
 
-    words("Don't panic: 你好")                                   -> ("don't", "panic", "你", "好")
-    same_question("How do I sort a list?", "how do you sort the lists")            -> True
-    language_of("Quelle est la capitale de la France ?")                           -> "fr"
-    jaccard("kill a Python process", "Kill a Python process!")                     -> 1.0
-    near_duplicates(["hi there you", "no", "Hi there, you"])                       -> [[0, 2]]
-    declines("Sorry, I can't help with that.")                                     -> "I can't help"
+>>> near_duplicates(["hi there you", "no", "Hi there, you"])
+[[0, 2]]
 """
 
+import math
 import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from zlib import crc32
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import fenced
@@ -59,8 +55,6 @@ def prose(text: str) -> str:
     return re.sub(r"`[^`\n]+`", " ", text).replace("’", "'")
 
 
-# ---- Words that say what a text is about ---------------------------------------------------------
-
 _WRITTEN = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 _EMPTY = frozenset(words(_WRITTEN["empty"]))
 _EMPTY_ZH = re.compile(_WRITTEN["empty_zh"], re.VERBOSE)
@@ -77,10 +71,9 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether two questions ask the same, as far as their words can tell.
+    """Whether two questions share three quarters of their content words, cut to four letters.
 
-    They share three quarters of their content words, each cut to its first four letters, and do
-    not ask with different question words: why is not when.
+    And do not ask with different question words: why is not when.
 
     >>> same_question("How do I sort a list?", "how do you sort the lists")
     True
@@ -99,34 +92,28 @@ def same_question(one: str, other: str) -> bool:
 @lru_cache(maxsize=64)
 def _question(text: str) -> tuple[frozenset[str], frozenset[str]]:
     """(its question words, the stems of its content words)."""
-    stems, asked, text = _stems(text), set(), text.lower()
+    stems, asked = frozenset(word[:4] for word in content_words(text)), set()
+    text = text.lower()
     for name, pattern in _ASKED_WITH.items():
         text, times = pattern.subn(" ", text)
         asked |= {f"?{name}"} if times else set()
     return frozenset(asked), stems
 
 
-def _stems(text: str) -> frozenset[str]:
-    return frozenset(word[:4] for word in content_words(text))
-
-
 def shares_a_word(question: str, said: str) -> bool:
     """Whether the question takes up a word of what was said.
 
-    Chinese puts no space between words: two neighbouring characters of the question that say
-    something count as one, and a single one that stands between empty words.
+    Of Chinese two neighbouring characters that say something count as a word, and a lone one.
 
     >>> shares_a_word("花盆要多大？", "请选一个底部有孔的大花盆。")
     True
     """
-    if any(not re.match(f"[{_HAN}]", stem) for stem in _stems(question) & _stems(said)):
+    if any(not re.match(f"[{_HAN}]", stem) for stem in _question(question)[1] & _question(said)[1]):
         return True
     runs = re.findall(f"[{_HAN}]+", _EMPTY_ZH.sub(" ", question))
     pairs = (run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1)))
     return any(pair in said for pair in pairs)
 
-
-# ---- Language ------------------------------------------------------------------------------------
 
 _LANGUAGES = tuple(_WRITTEN["languages"].split())
 _ENGLISH = frozenset(_WRITTEN["english"].split())
@@ -135,9 +122,7 @@ _ENOUGH = 160  # characters: more hardly say anything new about the language, an
 
 @lru_cache(maxsize=1 << 13)
 def language_of(text: str, languages: tuple[str, ...] = _LANGUAGES) -> str:
-    """The language of a text outside its code, as ISO 639-1 says it; "" if that cannot be told.
-
-    The answer is one of `languages`. A name, a term or a few symbols are in none.
+    """The language of a text outside its code, of `languages` in ISO 639-1; of a mere name, "".
 
     >>> language_of("Quelle est la capitale de la France ?"), language_of("HTTP和HTTPS有什么区别？")
     ('fr', 'zh')
@@ -162,8 +147,6 @@ def _identifier(languages: tuple[str, ...]):
     return identifier
 
 
-# ---- Refusals ------------------------------------------------------------------------------------
-
 _DECLINES = re.compile(_WRITTEN["declines"], re.IGNORECASE | re.VERBOSE)
 
 
@@ -175,9 +158,6 @@ def declines(text: str) -> str:
     """
     found = _DECLINES.search(prose(text[:400]))
     return found[0].strip() if found else ""
-
-
-# ---- Likeness ------------------------------------------------------------------------------------
 
 
 def jaccard(a: str, b: str, *, width: int = 3) -> float:
@@ -197,20 +177,15 @@ def runs(text: str, width: int) -> frozenset[tuple[str, ...]]:
     return frozenset(zip(*(said[k:] for k in range(width)), strict=False))
 
 
-_FEW = 10  # texts: a run that so many have counts in full
-
-
 def near_duplicates(
     texts: Iterable[str], threshold: float = 0.7, *, width: int = 3
 ) -> list[list[int]]:
-    """Groups of indices of texts that are nearly the same, in the order of the texts.
+    """Groups of indices of texts that are nearly the same; `group[1:]` of each is what to drop.
 
-    The first index of a group is its earliest text. Every other member is alike to that one by
-    two measures, both at least `threshold`: `jaccard`, and the same with runs that more than ten
-    texts have counting less, the more texts have them. So "What is the dosage of A?" is not the
-    same as that of B, where a thousand ask for a dosage. Texts like no other are in no group:
-    `group[1:]` of each is what to drop. For single sentences use `width=1`: one changed word
-    breaks three runs of three.
+    Every member is alike to the first by two measures, both at least `threshold`: `jaccard`, and
+    the same with runs that more than ten texts have counting less, the more have them. So "What is
+    the dosage of A?" is not the same as that of B, where a thousand ask for a dosage. For single
+    sentences use `width=1`: one changed word breaks three runs of three.
 
     Exact, and quick: two texts as alike as that share one of their rarest runs, so only texts
     that do are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
@@ -225,57 +200,32 @@ def near_duplicates(
         )
     import numpy as np
 
-    rows, lengths, weights = _known_runs(texts, width)
-    if not len(weights):
-        return []
-    sizes = np.array([lengths, [weights[row].sum() for row in rows]])  # in runs, and weighed
-    sizes[1] += lengths - np.array(list(map(len, rows)))
-    mine = np.zeros((2, len(weights)))  # the runs of the text at hand: 1, and their weight
+    rows = [np.fromiter(map(hash, runs(text, width)), np.int64) for text in texts]
+    found, counts = np.unique(np.concatenate([np.empty(0, np.int64), *rows]), return_counts=True)
+    several = counts > 1  # a run that one text has alone is like none
+    times = dict(zip(found[several].tolist(), counts[several].tolist(), strict=True))
+    full = math.log1p(len(rows) / 10)
+    weight = {run: min(1.0, math.log1p(len(rows) / n) / full) for run, n in times.items()}
+    sizes: list[float] = []  # of each text, its runs weighed; a run of its own weighs 1
     under: dict[int, list[int]] = defaultdict(list)  # run -> leaders that have it
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
-        of_row = weights[row]
-        rarest = row[of_row[::-1].cumsum()[::-1] >= threshold * sizes[1, i] - 1e-9].tolist()
-        near = sorted({leader for run in rarest for leader in under.get(run, ())})
-        if near:
-            mine[0, row], mine[1, row] = 1, of_row
-            starts = np.cumsum([0, *(len(rows[leader]) for leader in near[:-1])])
-            shared = np.add.reduceat(mine[:, np.concatenate([rows[n] for n in near])], starts, 1)
-            mine[:, row] = 0
-            alike = shared / (sizes[:, near] + sizes[:, i : i + 1] - shared) >= threshold - 1e-12
-            near = np.array(near)[alike.all(axis=0)].tolist()
-        if near:
-            groups.setdefault(near[0], [near[0]]).append(i)
+        mine, rarest = times.keys() & row.tolist(), []
+        left = sum(map(weight.__getitem__, mine))
+        sizes.append(len(row) - len(mine) + left)
+        for run in sorted(mine, key=lambda run: (times[run], run)):
+            if left < threshold * sizes[i] - 1e-9:
+                break
+            left -= weight[run]
+            rarest.append(run)
+        for leader in sorted({leader for run in rarest for leader in under.get(run, ())}):
+            both = mine.intersection(rows[leader].tolist())
+            weighed = sum(map(weight.__getitem__, both))
+            counted = len(both) / (len(row) + len(rows[leader]) - len(both))
+            if min(counted, weighed / (sizes[i] + sizes[leader] - weighed)) >= threshold - 1e-9:
+                groups.setdefault(leader, [leader]).append(i)
+                break
         else:
             for run in rarest:
                 under[run].append(i)
     return [groups[leader] for leader in sorted(groups)]
-
-
-def _known_runs(texts: Iterable[str], width: int):
-    """(runs of each text that others have too, rarest first; how many it has in all; weights)."""
-    import numpy as np
-
-    hashed = [_hashes(text, width) for text in texts]
-    lengths = np.array(list(map(len, hashed)))
-    known, times = np.unique(np.concatenate([*hashed, np.empty(0, np.uint32)]), return_counts=True)
-    known, times = known[times > 1], times[times > 1]  # what one text has alone is like none
-    for i, row in enumerate(hashed):
-        at = np.searchsorted(known, row).clip(max=len(known) - 1)
-        at = at[known[at] == row] if len(known) else at[:0]
-        hashed[i] = at[np.argsort(times[at], kind="stable")].astype(np.int32)
-    weights = np.log1p(len(hashed) / times) / np.log1p(len(hashed) / _FEW)
-    return hashed, lengths, weights.clip(max=1)
-
-
-def _hashes(text: str, width: int):
-    """Sorted unique 32-bit hashes of a text's `runs`: uint32 array, never empty."""
-    import numpy as np
-
-    said = words(text) or (text.strip(),)
-    hashes = np.array([crc32(word.encode("utf-8", "replace")) for word in said], dtype=np.uint32)
-    width = min(width, len(hashes))
-    mixed = np.zeros(len(hashes) - width + 1, dtype=np.uint32)
-    for k in range(width):
-        mixed = mixed * np.uint32(0x9E3779B1) + hashes[k : k + len(mixed)]
-    return np.unique(mixed)
