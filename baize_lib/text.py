@@ -204,28 +204,35 @@ def near_duplicates(
     found, counts = np.unique(np.concatenate([np.empty(0, np.int64), *rows]), return_counts=True)
     several = counts > 1  # a run that one text has alone is like none
     times = dict(zip(found[several].tolist(), counts[several].tolist(), strict=True))
+    groups = _groups([(len(row), times.keys() & row.tolist()) for row in rows], times, threshold)
+    return [groups[leader] for leader in sorted(groups)]
+
+
+def _groups(
+    rows: list[tuple[int, set[int]]], times: dict[int, int], threshold: float
+) -> dict[int, list[int]]:
+    """Leader -> its group. A row: how many runs a text has, and those that others have too."""
     full = math.log1p(len(rows) / 10)
     weight = {run: min(1.0, math.log1p(len(rows) / n) / full) for run, n in times.items()}
     sizes: list[float] = []  # of each text, its runs weighed; a run of its own weighs 1
     under: dict[int, list[int]] = defaultdict(list)  # run -> leaders that have it
     groups: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        mine, rarest = times.keys() & row.tolist(), []
-        left = sum(map(weight.__getitem__, mine))
-        sizes.append(len(row) - len(mine) + left)
+    for i, (num_runs, mine) in enumerate(rows):
+        left, rarest = sum(map(weight.__getitem__, mine)), []
+        sizes.append(num_runs - len(mine) + left)
         for run in sorted(mine, key=lambda run: (times[run], run)):
             if left < threshold * sizes[i] - 1e-9:
                 break
             left -= weight[run]
             rarest.append(run)
         for leader in sorted({leader for run in rarest for leader in under.get(run, ())}):
-            both = mine.intersection(rows[leader].tolist())
+            both = mine & rows[leader][1]
             weighed = sum(map(weight.__getitem__, both))
-            counted = len(both) / (len(row) + len(rows[leader]) - len(both))
+            counted = len(both) / (num_runs + rows[leader][0] - len(both))
             if min(counted, weighed / (sizes[i] + sizes[leader] - weighed)) >= threshold - 1e-9:
                 groups.setdefault(leader, [leader]).append(i)
                 break
         else:
             for run in rarest:
                 under[run].append(i)
-    return [groups[leader] for leader in sorted(groups)]
+    return groups

@@ -6,7 +6,6 @@ from baize_lib.selfchat.prompts import SelfChatSettings, system_prompt, transcri
 from baize_lib.selfchat.strategies import self_chat
 
 __all__ = [
-    "bill_by_role_and_turn", "forecast", "collect", "SelfChatSettings",
-    "system_prompt", "transcript_messages",
-    "self_chat",
+    "bill_by_role_and_turn", "forecast", "collect", "SelfChatSettings", "system_prompt",
+    "transcript_messages", "self_chat",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """What a collection will cost, what it did cost, and where the money went.
 
-A forecast is made by a stated rule before a call is paid for, so that it can be held against the
-receipt afterwards; the bill splits the table of calls by who was played and by turn.
+A forecast is made by a stated rule, to be held against the receipt afterwards.
 
 >>> from baize_lib.teacher.prices import price_of
 >>> seeds = [Seed("1", "What is LoRA?", "me")]
@@ -28,41 +27,31 @@ __all__ = ["forecast", "bill_by_role_and_turn"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
-    """What one `collect` did. Calls, tokens, USD and seconds are of this time alone.
-
-    Attributes:
-        already: dialogues there were before; `left`: seeds not finished, to go on with.
-        replies, cut: replies made, and how many `max_tokens` cut.
-        doubtful, doubtful_usd: calls of all times that may have been billed though no answer came,
-            and the most they cost; they are part of `total_usd`, the bill of all times.
-        reasons: why dialogues failed or were rejected -> how many.
-        stopped: why it ended early: "" (it did not), "budget", "interrupted" or "error".
-        rate: the pace at the end, in words.
-    """
+    """What one `collect` did. Calls, tokens, USD and seconds are of this time alone."""
 
     ok: int = 0
     failed: int = 0
     rejected: int = 0
-    already: int = 0
-    left: int = 0
+    already: int = 0  # dialogues there were before
+    left: int = 0  # seeds not finished, to go on with
     replies: int = 0
-    cut: int = 0
+    cut: int = 0  # replies that `max_tokens` cut
     calls: int = 0
     input: int = 0
     output: int = 0
     usd: float = 0.0
-    total_usd: float = 0.0
-    doubtful: int = 0
-    doubtful_usd: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    stopped: str = ""
+    total_usd: float = 0.0  # the bill of all times, doubtful calls included
+    doubtful: int = 0  # calls of all times that may have been billed though no answer came
+    doubtful_usd: float = 0.0  # the most they cost
+    reasons: Counter[str] = field(default_factory=Counter)  # why dialogues came to nothing
+    stopped: str = ""  # why it ended early: "" (it did not), "budget", "interrupted" or "error"
     seconds: float = 0.0
-    rate: str = ""
+    rate: str = ""  # the pace at the end, in words
 
     def __repr__(self) -> str:
         go_on = f"stopped: {self.stopped}" if self.stopped else "retry_failed=True tries them again"
         unseen = f"{self.doubtful:,} calls billed unseen, {money(self.doubtful_usd)} at most"
-        rows = [
+        return "\n".join([
             f"dialogues {self.ok:,} made, {self.already:,} before",
             f"in vain   {self.failed:,} failed, {self.rejected:,} rejected",
             *(f"because   {why[:160]} ({n:,})" for why, n in self.reasons.most_common(3)),
@@ -72,8 +61,7 @@ class Receipt:
             f"spent     {money(self.usd)} ({money(self.total_usd)} on self-chat in all)",
             *([f"perhaps   {unseen}"] if self.doubtful else []),
             f"time      {self.seconds:,.1f} s; {self.rate}",
-        ]
-        return "\n".join(rows)
+        ])  # fmt: skip
 
 
 def spent(calls: Calls) -> dict[str, Any]:
@@ -113,11 +101,7 @@ RULE = (
 def forecast(
     seeds: Iterable[Seed], price: Price, settings: SelfChatSettings, *, weak: bool = False
 ) -> Forecast:
-    """Predict tokens and USD by a stated rule, to hold against the receipt.
-
-    Args:
-        price: as `teacher.price`; `weak`: as `teacher.weak`, which is sent worked examples.
-    """
+    """Predict tokens and USD by `RULE`; a `weak` teacher is sent worked examples."""
     calls = sent = written = 0
     for seed in seeds:
         for messages, length in _predicted_calls(seed, settings, weak):
@@ -154,9 +138,8 @@ def _tokens(text: str) -> int:
 def bill_by_role_and_turn(calls: Calls) -> list[dict[str, str | int | float]]:
     """The self-chat bill split by who was played and when: input grows with the history.
 
-    Returns:
-        Rows of role, turn (from 1), calls, input, cached_input, output (tokens), cost_usd and
-        input_per_call, in order of turns; failed dialogues are counted too.
+    Rows of role, turn (from 1), calls, input, cached_input, output (tokens), cost_usd and
+    input_per_call, in order of turns; failed dialogues are counted too.
     """
     return calls.query(
         "WITH parts AS (SELECT *, instr(part || ' ', ' ') AS space FROM bill"

@@ -1,15 +1,12 @@
 """All dialogues: from seeds to `self_chat.jsonl`, within a budget, never lost.
 
-`collect` may be stopped at any moment, by Ctrl-C, the budget or `kill -9`, and called again: every
-answer is in the table of calls before the next question is asked, so a dialogue that was under way
-is made again from there and only the calls in flight may be paid twice.
+Every answer is in the table of calls before the next question is asked. So `collect` may be
+stopped at any moment, by Ctrl-C, the budget or `kill -9`, and called again: only the calls in
+flight may be paid twice. The file is made from the table; delete it, and it is made again free.
 
     with CostMeter(calls.budget, target=len(seeds)) as meter:
         receipt = await collect(seeds, teacher, SelfChatSettings(), run.self_chat, meter=meter)
-    receipt                                  # dialogues, calls, tokens, dollars, why some failed
     bill_by_role_and_turn(teacher.calls)     # where the money went
-
-The file is made from the table, a dialogue a line; delete it, and it is made again for nothing.
 """
 
 import asyncio
@@ -59,12 +56,25 @@ class _Session:
     stopped: str = ""  # why no other dialogue is begun: "", "budget", "interrupted" or "error"
 
     def take(self, line: dict[str, Any], *, fresh: bool = True) -> None:
-        """Note that a seed has its dialogue, or failed; `fresh`: this time."""
+        """Note what became of a seed; `fresh`: this time."""
         self.attempts[line["id"]] = line["attempt"]
         if line["status"] == "ok":
             self.done.add(line["id"])
         if self.meter:
             self.meter.add(line, fresh=fresh)
+        if not fresh:
+            return
+        ends = line["finish_reasons"]
+        self.counts.update({line["status"]: 1, "replies": len(ends), "cut": ends.count("length")})
+        # a dialogue whose calls were paid for in vain may still have a turn to keep
+        why = line["reason"] or (line["ended"] if line["ended"].startswith("empty") else "")
+        self.reasons.update([why] if why else [])
+        self.useless_in_a_row = self.useless_in_a_row + 1 if why else 0
+        if self.useless_in_a_row >= USELESS_IN_A_ROW:
+            raise BaizeError(
+                f"{USELESS_IN_A_ROW} dialogues in a row came to nothing, the last one with: {why}. "
+                "When the cause is mended, go on with collect(..., retry_failed=True)"
+            )
 
     async def rounds(self, seeds: Sequence[Seed], retry_failed: bool, concurrency: int) -> None:
         """Go through the seeds once, or as often as a batch has brought answers."""
@@ -115,7 +125,6 @@ class _Session:
                 return
             self._write(line)
             self.take(line)
-            self._count(line)
 
     def _write(self, line: dict[str, Any]) -> None:
         """One line, whole or not at all. The table has its content, so no `fsync` is needed."""
@@ -125,21 +134,6 @@ class _Session:
             self.file.truncate(before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _count(self, line: dict[str, Any]) -> None:
-        cut = line["finish_reasons"].count("length")
-        self.counts += Counter(
-            {line["status"]: 1, "replies": len(line["finish_reasons"]), "cut": cut}
-        )
-        # a dialogue whose calls were paid for in vain may still have a turn to keep
-        why = line["reason"] or (line["ended"] if line["ended"].startswith("empty") else "")
-        self.reasons.update([why] if why else [])
-        self.useless_in_a_row = self.useless_in_a_row + 1 if why else 0
-        if self.useless_in_a_row >= USELESS_IN_A_ROW:
-            raise BaizeError(
-                f"{USELESS_IN_A_ROW} dialogues in a row came to nothing, the last one with: {why}. "
-                "When the cause is mended, go on with collect(..., retry_failed=True)"
-            )
-
 
 async def collect(
     seeds: Iterable[Seed | str], teacher: Teacher, settings: SelfChatSettings | None = None,
@@ -148,17 +142,13 @@ async def collect(
 ) -> Receipt:  # fmt: skip
     """Make one dialogue of every seed that has none yet, a line each in the file at `path`.
 
-    Whatever stops it, call it again with the same arguments to go on. Seeds may be added at the
-    end, nothing else changed.
+    Whatever stops it, call it again with the same arguments to go on; only seeds may be added, at
+    the end. When the budget ends it, the receipt says so (`stopped`).
 
     Args:
-        seeds: each with an id of its own, or plain questions; an iterator is read into memory.
+        seeds: each with an id of its own, or plain questions.
         retry_failed: also try again the seeds whose dialogue failed or was rejected.
-        meter: shows progress and cost while it runs.
         concurrency: dialogues under way at once; None takes as many as the teacher may have calls.
-
-    Returns:
-        The receipt, also when the budget ended the run early (`stopped` says so).
 
     Raises:
         RunStopped: the teacher refuses every call; at once, the reason in its text.

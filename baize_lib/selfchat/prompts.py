@@ -32,29 +32,19 @@ _CHOICES = {"strategy": ("turns", "transcript", "rewritten"), "domain": ("auto",
 
 @dataclass(frozen=True, slots=True)
 class SelfChatSettings:
-    """How dialogues are made. A run remembers these and refuses to be continued with others.
+    """How dialogues are made. A run remembers these and refuses to be continued with others."""
 
-    Attributes:
-        strategy: "turns", "transcript" or "rewritten".
-        max_tokens: cap of one reply; `question_tokens`: of one question; the teacher's own tokens.
-        temperature: of the assistant; `question_temperature`: of the human. None leaves it out.
-        language: which language both sides are told to speak, one of `dialogue.LANGUAGES`.
-        domain: "general", "programming", "medical", or "auto": by each seed's source.
-        guardrail: tell the assistant to decline what would do harm.
-        system: the assistant's whole system prompt, instead of those of domain and guardrail.
-    """
-
-    strategy: str = "turns"
+    strategy: str = "turns"  # or "transcript", "rewritten"
     num_turns: int = 3
-    max_tokens: int = 120
-    question_tokens: int = 40
-    temperature: float | None = 0.3
-    question_temperature: float | None = 0.8
+    max_tokens: int = 120  # cap of one reply, in tokens of the teacher's own tokenizer
+    question_tokens: int = 40  # cap of one question
+    temperature: float | None = 0.3  # of the assistant; None leaves it out
+    question_temperature: float | None = 0.8  # of the human
     top_p: float | None = 0.95
-    language: str = "en"
-    domain: str = "auto"
-    guardrail: bool = False
-    system: str | None = None
+    language: str = "en"  # what both sides are told to speak, one of `dialogue.LANGUAGES`
+    domain: str = "auto"  # by each seed's source, or "general", "programming", "medical"
+    guardrail: bool = False  # tell the assistant to decline what would do harm
+    system: str | None = None  # its whole system prompt, instead of domain and guardrail
 
     def __post_init__(self) -> None:
         check_language(self.language)

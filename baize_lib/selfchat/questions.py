@@ -17,17 +17,9 @@ from pathlib import Path
 
 from baize_lib.dialogue import fenced, tagged, without_thoughts
 
-_PATTERNS = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
-_BEFORE, _ASKS, _OFFERS, _END, _FILLER = (
-    re.compile(text, re.VERBOSE | re.IGNORECASE) for text in tomllib.loads(_PATTERNS).values()
-)
-_QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|“[^”]*”|「[^」]*」|《[^》]*》|\([^()]*\)|（[^（）]*）")
-_BOLD = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])")
-_SENTENCE = re.compile(  # "e.g. " and "3.5" end none
-    r"(?:[^.!?。！？]|\.(?<=e\.g\.|i\.e\.|\svs\.|etc\.)|[.!?](?![\s一-鿿]|\Z))*[.!?。！？]*[\"”」』)）]*\s*"
-)
-_BREAK = re.compile(r"[\s*_#>\"“”-]*(?:[,，.!。！;；()（）【】\[\]—*_#>\"“”]+|\A|\Z)[\s*_#>\"“”-]*")
-_IN_FIRST_PERSON = re.compile(r"\b(?:i|my|me|we|our|us)\b|[我咱]", re.IGNORECASE)
+_WRITTEN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_FLAGS = re.VERBOSE | re.IGNORECASE
+_PATTERNS = {name: re.compile(text, _FLAGS) for name, text in _WRITTEN.items()}
 
 
 def clean_question(text: str) -> str:
@@ -56,15 +48,15 @@ def _own_lines(text: str) -> list[str]:
 
 def _question_in(line: str) -> str:
     line, context = _bare(line), ""
-    masked = _QUOTED.sub(lambda quoted: "x" * len(quoted[0]), line)
-    for sentence in _SENTENCE.finditer(masked):
-        said = line[sentence.start() : sentence.end()]
+    masked = _PATTERNS["quoted"].sub(lambda quoted: "x" * len(quoted[0]), line)
+    for sentence in _PATTERNS["sentence"].finditer(masked):
+        said = line[slice(*sentence.span())]
         is_question = re.search(r"[?？]\W*\Z", sentence[0]) is not None
-        if is_question and _OFFERS.match(said):
+        if is_question and _PATTERNS["offers"].match(said):
             return ""
-        if is_question or _ASKS.match(said):
+        if is_question or _PATTERNS["asks"].match(said):
             is_short = len(re.findall(r"[一-鿿]|[^\W一-鿿]+", said)) < 5
-            keeps = is_question and (is_short or _IN_FIRST_PERSON.search(context))
+            keeps = is_question and (is_short or _PATTERNS["first_person"].search(context))
             return ((context if keeps else "") + said).strip()
         context += said
     return ""
@@ -74,16 +66,16 @@ def _bare(line: str) -> str:
     """The line without what stands before its question, and without quotes and emphasis."""
     before = ""
     while line != before and len(before) < 2000:
-        before, line = line, _BOLD.sub(r"\2", line.strip())
+        before, line = line, _PATTERNS["bold"].sub(r"\2", line.strip())
         for first, last in ('""', "“”", "「」", "『』", "‘’", "**"):
             inner = line[1:].removesuffix(last)
             if line[:1] == first and first not in inner and last not in inner:
                 line = inner.strip()
-        line = line[found.end() :] if (found := _BEFORE.match(line)) else line
+        line = line[found.end() :] if (found := _PATTERNS["before"].match(line)) else line
     return line
 
 
 def _is_end(line: str) -> bool:
-    pieces = [piece for piece in _BREAK.split(line) if piece]
-    is_end = [_END.fullmatch(piece) is not None for piece in pieces]
-    return any(is_end) and all(_FILLER.fullmatch(pieces[i]) for i, e in enumerate(is_end) if not e)
+    pieces = [piece for piece in _PATTERNS["break"].split(line) if piece]
+    others = [piece for piece in pieces if not _PATTERNS["end"].fullmatch(piece)]
+    return len(others) < len(pieces) and all(map(_PATTERNS["filler"].fullmatch, others))

@@ -6,9 +6,6 @@
 
 The first message is the seed itself. Each call is found in the table if it was paid for before, so
 a dialogue that was interrupted goes on where it stopped by being made again.
-
-    line = await self_chat(seed, teacher, SelfChatSettings(num_turns=3))
-    line["messages"]    # [{"role": "user", "content": …}, {"role": "assistant", …}, …]
 """
 
 import hashlib
@@ -50,11 +47,8 @@ class Talk:
 
     async def ask(self, part: str, messages: prompts.Messages, max_tokens: int,
                   temperature: float | None, **if_weak: Any) -> tuple[str, str]:  # fmt: skip
-        """(text, finish reason) of the next call. `part`: "assistant 1", say.
-
-        The sampling seed is the same for the same call, whatever else is going on.
-        """
-        call = f"{self.seed.id}\n{len(self.replies)}"
+        """(text, finish reason) of the next call. `part`: "assistant 1", say."""
+        call = f"{self.seed.id}\n{len(self.replies)}"  # so it is sampled alike, come what may
         digest = hashlib.sha256(call.encode()).digest()
         reply = await self.teacher.chat(
             messages, max_tokens=max_tokens, temperature=temperature, top_p=self.settings.top_p,
@@ -86,15 +80,10 @@ class Talk:
 async def self_chat(
     seed: Seed | str, teacher: Teacher, settings: SelfChatSettings | None = None, attempt: int = 1
 ) -> dict[str, Any]:
-    """One dialogue from one seed, as a line of `self_chat.jsonl` (a plain dict).
+    """One dialogue from one seed (or a question as text), as a line of `self_chat.jsonl`.
 
-    Args:
-        seed: a `Seed`, or a question as text.
-        attempt: another number asks everything again, and pays again.
-
-    Returns:
-        The line; its `status` is "ok", "failed" (a call failed for good) or "rejected" (paid for,
-        and nothing that can be used came of it), with the `reason`.
+    Its `status` is "ok", "failed" (a call failed for good) or "rejected" (paid for, and nothing
+    that can be used came of it), with the `reason`. Another `attempt` asks and pays again.
 
     Raises:
         BudgetExceeded: the budget does not allow the next call.
