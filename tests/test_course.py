@@ -8,16 +8,14 @@ import nbformat
 import pytest
 
 from baize_lib.config import BaizeError
+from baize_lib.course.receipt import clock, receipt, spent_usd
 from baize_lib.course.runner import (
     COURSE,
     Executed,
     _chosen,
-    _clock,
     _run_all,
     execute,
-    receipt,
-    spent_usd,
-)  # fmt: skip
+)
 from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import write_atomic, write_jsonl
@@ -127,7 +125,7 @@ def test_a_page_needs_no_network_and_its_figures_keep_their_alt_text(run, tmp_pa
 
 def test_the_index_escapes_what_notebooks_and_their_files_say():
     done = [Executed("00_'><script>", "<script>", 61, 0.5)]
-    page = template("index.jinja").render(done=done, receipt="<b>receipt</b>", clock=_clock)
+    page = template("index.jinja").render(done=done, receipt="<b>receipt</b>", clock=clock)
     assert "<script" not in page
     assert "&lt;b&gt;receipt" in page
     assert "1:01" in page
