@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from baize_lib.course.cli import app
 
-COMMANDS = ("check", "run", "render", "collect", "train", "evaluate", "chat", "serve")
+COMMANDS = ("check", "run", "render", "collect", "train", "evaluate", "chat", "serve", "receipt")
 
 
 @pytest.fixture(autouse=True)

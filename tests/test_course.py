@@ -6,9 +6,12 @@ import re
 
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
 from baize_lib.config import BaizeError
-from baize_lib.course.receipt import clock, receipt, spent_usd
+from baize_lib.course.cli import app
+from baize_lib.course.exercises import check_exercise
+from baize_lib.course.receipt import _hash, check_receipt, clock, spent_usd, write_receipt
 from baize_lib.course.runner import (
     COURSE,
     Executed,
@@ -18,6 +21,7 @@ from baize_lib.course.runner import (
 )
 from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
+from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.files import write_atomic, write_jsonl
 from baize_lib.teacher.calls import Call, Calls
 from baize_lib.teacher.errors import ServerAnswer
@@ -94,7 +98,7 @@ def test_the_receipt_adds_up_all_that_was_paid_whatever_for(run):
     write_atomic(run.corpus_dir / "card.json", json.dumps({"kept": 1}))
     card = {"num_tokens": 1200, "seconds": 6.0, "loss_before": 2.0, "loss_after": 1.5}
     write_atomic(run.adapter_dir / "baize_run.json", json.dumps(card))
-    printed = receipt(run, 75)
+    printed = write_receipt(run, seconds=75)
     for expected in (
         "2 finished of 3, 1 kept", "spent, self-chat  $0.7500, 200 tokens in, 100 out",
         "spent, judge      $0.2500", "spent             $1.0000", "gpt-3.5-turbo",
@@ -105,9 +109,101 @@ def test_the_receipt_adds_up_all_that_was_paid_whatever_for(run):
 
 
 def test_the_receipt_of_an_empty_run_says_what_has_not_run(run):
-    printed = receipt(run, 0)
+    printed = write_receipt(run)
     assert "notebook 02 has not run" in printed
     assert "notebook 04 has not run" in printed
+
+
+@pytest.fixture
+def handed_in(run, tmp_path):
+    """A finished run, small, and its receipt.json."""
+    asyncio.run(paid(run, "self-chat", 0.75, 200, 100))
+    write_jsonl(run.self_chat, [dialogue("a"), dialogue("b")])
+    write_atomic(run.corpus_dir / "card.json", json.dumps({"kept": 2, "split": {"seed": 3}}))
+    card = {"num_tokens": 1200, "seconds": 6.0, "loss_before": 2.0, "loss_after": 1.5}
+    card["settings"] = {"seed": 7}
+    write_atomic(run.adapter_dir / "baize_run.json", json.dumps(card))
+    prompt = load_prompts(category="fact", origin="article", language="en")[0]
+    line = {"prompt": prompt.id, "prompt_hash": prompt.hash, "turn": 0, "attempt": 1, "seed": 0}
+    line |= {"model": "tuned", "adapter": "a", "text": "The capital of Tanzania is Dodoma."}
+    write_jsonl(run.answers_file, [line])
+    check_exercise("03-9", 12, expected=12)
+    write_receipt(run)
+    return tmp_path / "course" / "receipt.json"
+
+
+def rewritten(path, **changed):
+    """The receipt with other contents, and the hash of before or one that fits them."""
+    card = json.loads(path.read_text(encoding="utf-8")) | changed
+    path.write_text(json.dumps(card), encoding="utf-8")
+    return path
+
+
+def test_a_receipt_holds_what_the_run_did_and_agrees_with_it(handed_in):
+    card = json.loads(handed_in.read_text(encoding="utf-8"))
+    assert card["tier"] == {"name": "ci", "teacher": "smollm2-135m", "student": "smollm2-135m"}
+    assert card["random_seeds"] == {"split": 3, "training": 7, "answers": [0]}
+    assert card["spent"] == [["self-chat", 0.75, 200, 100]] and card["usd"] == 0.75
+    assert (card["trained"]["loss_before"], card["trained"]["loss_after"]) == (2.0, 1.5)
+    assert card["verdicts on the article's questions"] == {"tuned": {"good": 1}}
+    assert list(card["exercises"]) == ["03-9"]
+    assert card["versions"]["python"] and card["versions"]["torch"]
+    assert "1 passed 03-9" in check_receipt(handed_in)
+
+
+def test_a_number_changed_by_hand_is_found_even_when_the_hash_was_made_anew(handed_in):
+    with pytest.raises(BaizeError, match="was changed after it was written"):
+        check_receipt(rewritten(handed_in, usd=0.0))
+    card = json.loads(handed_in.read_text(encoding="utf-8"))
+    del card["hash"]
+    with pytest.raises(BaizeError, match="do not agree in usd:"):
+        check_receipt(rewritten(handed_in, hash=_hash(card)))
+
+
+@pytest.mark.parametrize("torn", ["", "[]", "null", "{}", '{"hash": 1}', "\x00"])
+def test_what_is_no_receipt_is_named(tmp_path, torn):
+    (tmp_path / "receipt.json").write_text(torn, encoding="utf-8")
+    with pytest.raises(BaizeError, match=r"receipt\.json is no receipt"):
+        check_receipt(tmp_path / "receipt.json")
+
+
+def test_a_run_changed_after_its_receipt_is_found_by_file_and_by_call(handed_in, run):
+    write_atomic(run.corpus_dir / "train.jsonl", "")
+    with pytest.raises(BaizeError, match=r"do not agree in corpus/train\.jsonl:"):
+        check_receipt(handed_in)
+    (run.corpus_dir / "train.jsonl").unlink()
+    asyncio.run(paid(run, "judge", 0.0, 0, 0))
+    with pytest.raises(BaizeError, match=r"calls\.sqlite, spent"):
+        check_receipt(handed_in)
+    (run.path / "exercises.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BaizeError, match=r"calls\.sqlite, exercises, spent"):
+        check_receipt(handed_in)
+
+
+def test_a_receipt_without_its_run_is_not_taken_on_trust(handed_in, run, tmp_path):
+    moved = tmp_path / "elsewhere"
+    run.path.rename(moved)
+    with pytest.raises(BaizeError, match="run 'ci' is not in .*: name its folder with --run"):
+        check_receipt(handed_in)
+    assert "agrees" in check_receipt(handed_in, moved)
+
+
+def test_a_receipt_of_an_unfinished_run_says_which_notebook_is_missing(handed_in, run):
+    run.answers_file.unlink()
+    write_receipt(run)
+    with pytest.raises(BaizeError, match="true to its run, but notebook 05 has not run"):
+        check_receipt(handed_in)
+    told = CliRunner().invoke(app, ["check", str(handed_in)])
+    assert told.exit_code == 1 and "notebook 05" in str(told.exception)
+
+
+def test_the_command_writes_a_receipt_and_checks_it(handed_in):
+    before = handed_in.read_text(encoding="utf-8")
+    handed_in.unlink()
+    assert CliRunner().invoke(app, ["receipt", "--tier", "ci"]).exit_code == 0
+    assert handed_in.read_text(encoding="utf-8") == before
+    told = CliRunner().invoke(app, ["check", str(handed_in)])
+    assert told.exit_code == 0 and "agrees with" in told.output
 
 
 def test_a_page_needs_no_network_and_its_figures_keep_their_alt_text(run, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from baize_lib.config import BaizeError
+from baize_lib.config import BaizeError, Run
 from baize_lib.course import exercises
 from baize_lib.course.exercises import cases, check_exercise, verdict
 
@@ -80,6 +80,21 @@ def test_what_was_expected_is_told_at_the_second_try_only(capsys, monkeypatch):
     wrong = "01-2: not yet: ('how do I boil an egg', 'how do I peel an egg') gave 1.0, "
     assert first == f"{wrong}which is not it"
     assert second == f"{wrong}expected 0.7142857142857143"
+
+
+@pytest.fixture(autouse=True)
+def of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("BAIZE_RUNS", str(tmp_path))
+
+
+def test_what_is_passed_is_noted_in_the_run_and_nothing_else_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("BAIZE_RUN", "mine")
+    check_exercise("03-8", 13, expected=12)
+    check_exercise("03-8", ..., expected=12)
+    assert not (tmp_path / "mine").exists()
+    for name in ("03-9", "00-4", "03-9"):
+        check_exercise(name, 12, expected=12)
+    assert list(exercises.passed_exercises(Run(tmp_path / "mine"))) == ["00-4", "03-9"]
 
 
 def test_a_value_found_in_ones_own_run_is_checked_against_it(capsys):

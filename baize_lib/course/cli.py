@@ -19,6 +19,7 @@ import typer
 from baize_lib.config import BaizeError, Run
 from baize_lib.course import runner
 from baize_lib.course.environment import check_environment
+from baize_lib.course.receipt import check_receipt, write_receipt
 from baize_lib.course.tiers import Tier, current_tier, open_run
 
 if TYPE_CHECKING:
@@ -53,8 +54,15 @@ Notebooks = Annotated[list[str] | None, typer.Argument(help="only these, for exa
 
 
 @app.command("check")
-def check_machine(tier: TierName = None) -> None:
-    """Look at this machine: Python, packages, key, memory, disk and GPU."""
+def check_machine(
+    receipt: Annotated[Path | None, typer.Argument(help="a receipt.json to check")] = None,
+    run: Annotated[str | None, typer.Option(help="the run it is held against")] = None,
+    tier: TierName = None,
+) -> None:
+    """Look at this machine: Python, packages, key, memory, disk, GPU. Or check a receipt."""
+    if receipt:
+        print(check_receipt(receipt, run))
+        return
     report = check_environment()
     print(report)
     raise typer.Exit(0 if report.ok else 1)
@@ -68,6 +76,12 @@ def run_notebooks(
 ) -> None:
     """Run the notebooks into runs/course/, with an index page and a receipt."""
     runner.run_course(notebooks or (), bonus=bonus)
+
+
+@app.command("receipt")
+def hand_in(tier: TierName = None, name: RunName = None) -> None:
+    """Write receipt.txt and receipt.json of the run into runs/course/, as it is now."""
+    print(write_receipt(_begin()[1]))
 
 
 @app.command("render")

@@ -2,7 +2,8 @@
 
 An exercise is a function to complete, or a value to find. What still is `...` counts as untouched,
 so a notebook runs from top to bottom before anybody has solved anything. The right answer is told
-at the second try, not at the first. The cases are in `exercises.yaml`.
+at the second try, not at the first. The cases are in `exercises.yaml`; a pass
+is noted in the run, for its receipt.
 
 >>> def cost_usd(num_dialogues, tokens_each, usd_per_million):
 ...     return ...
@@ -10,21 +11,26 @@ at the second try, not at the first. The cases are in `exercises.yaml`.
 00-1: not attempted yet
 >>> check_exercise("00-1", lambda num, tokens, price: num * tokens * price)
 00-1: not yet: (1000, 448, 2.0) gave 896000.0, which is not it
->>> check_exercise("00-1", lambda num, tokens, price: num * tokens * price / 1e6)
-00-1: passed (3 cases)
+>>> verdict("00-1", lambda num, tokens, price: num * tokens * price / 1e6)
+'passed (3 cases)'
 """
 
+import datetime
 import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baize_lib.config import BaizeError
+from baize_lib.config import BaizeError, Run
+from baize_lib.course.tiers import current_tier, run_folder
+from baize_lib.files import write_atomic
 
 __all__ = ["check_exercise"]
 
+_PASSED = "exercises.json"
 _tries: Counter[str] = Counter()
 
 
@@ -51,6 +57,19 @@ def check_exercise(exercise: str, attempt: Any, expected: Any = None) -> None:
     said = verdict(exercise, attempt, expected, tell=_tries[exercise] > 0)
     _tries[exercise] += said.startswith("not yet")
     print(f"{exercise}: {said}")
+    if said.startswith("passed"):
+        run = Run(run_folder(current_tier()))
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        passed = {exercise: now} | passed_exercises(run)
+        write_atomic(run.path / _PASSED, json.dumps(passed, indent=1, sort_keys=True) + "\n")
+
+
+def passed_exercises(run: Run) -> dict[str, str]:
+    """Exercise -> when it was first passed in this run (UTC)."""
+    try:
+        return dict(json.loads((run.path / _PASSED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none yet, or nothing that can be read
+        return {}
 
 
 def verdict(exercise: str, attempt: Any, expected: Any = None, *, tell: bool = True) -> str:

@@ -1,33 +1,57 @@
 """The receipt of a run: what it paid, collected and learnt, read from the files it left.
 
+`receipt.txt` is for reading. `receipt.json` is for handing in: the same facts, the hash of each
+file they came from, and a hash of its own. `baize check receipt.json` reads the run again and holds
+the two against each other. That shows a mistake, a mixed-up folder or a number changed by hand; it
+is no proof against somebody who writes a whole run by hand.
+
 >>> clock(617)
 '10:17'
 """
 
+import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from baize_lib.config import Run
+from baize_lib import __version__
+from baize_lib.config import BaizeError, Run, runs_dir
 from baize_lib.corpus.formats import read_dialogues
+from baize_lib.course.environment import PACKAGES
+from baize_lib.course.exercises import passed_exercises
+from baize_lib.evaluation.attempts import first_attempts
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.evaluation.statistics import grade
+from baize_lib.files import sha256_of, write_atomic
 from baize_lib.teacher.prices import Usage, shadow_cost
 
 __all__ = []
 
+_BILL = (
+    "SELECT purpose, sum(owed) / 1e12, ifnull(sum(input), 0), ifnull(sum(output), 0) "
+    "FROM bill GROUP BY purpose ORDER BY min(id)"
+)
+_TRAINED = ("num_tokens", "seconds", "loss_before", "loss_after")
+_CALLS = "SELECT key, purpose, model, state, owed, input, output, text FROM bill ORDER BY id"
 
-def bill(run: Run) -> list[tuple[str, float, int, int]]:
-    """What the run's table of paid calls says: (purpose, USD, tokens in, tokens out) each."""
+
+def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
     if not run.calls_file.is_file():
         return []
     with closing(sqlite3.connect(f"{run.calls_file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(
-            "SELECT purpose, sum(owed) / 1e12, ifnull(sum(input), 0), ifnull(sum(output), 0) "
-            "FROM bill GROUP BY purpose ORDER BY min(id)"
-        ).fetchall()
+        return db.execute(query).fetchall()
+
+
+def bill(run: Run) -> list[tuple[str, float, int, int]]:
+    """What the run's table of paid calls says: (purpose, USD, tokens in, tokens out) each."""
+    return _rows(run, _BILL)
 
 
 def spent_usd(run: Run) -> float:
@@ -39,32 +63,89 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def receipt(run: Run, seconds: float) -> str:
-    """What the run took in and gave out, from the files it left; a missing step reads "–"."""
-    rows = [*_collected(run), *_trained(run), ("wall time", clock(seconds))]
+def facts(run: Run) -> dict[str, Any]:
+    """What the files of a run say; a step that has not run leaves None, or nothing."""
+    tier = _read(run.path / "run.json").get("tier", {})
+    corpus, adapter = _read(run.corpus_dir / "card.json"), _read(run.adapter_dir / "baize_run.json")
+    made = read_dialogues(run.self_chat, statuses=None) if run.self_chat.is_file() else ()
+    statuses = [dialogue.status for dialogue in made]
+    prompts = load_prompts(origin="article")
+    attempts = first_attempts(run.answers_file, prompts)
+    verdicts: dict[str, Counter[str]] = {}
+    for (_, model), verdict in grade(prompts, attempts).items():
+        verdicts.setdefault(model, Counter())[verdict.grade] += 1
+    found = {
+        "tier": {name: tier.get(name) for name in ("name", "teacher", "student")},
+        "random_seeds": {
+            "split": corpus.get("split", {}).get("seed"),
+            "training": adapter.get("settings", {}).get("seed"),
+            "answers": sorted({line["seed"] for a in attempts for line in a.turns}),
+        },
+        "dialogues": len(statuses), "finished": statuses.count("ok"), "kept": corpus.get("kept"),
+        "spent": bill(run), "usd": spent_usd(run),
+        "trained": {name: adapter.get(name) for name in _TRAINED},
+        "verdicts on the article's questions": verdicts,
+        "exercises": passed_exercises(run),
+        "files": dict(_hashes(run)),
+    }  # fmt: skip
+    return json.loads(json.dumps(found))
+
+
+def _hashes(run: Run) -> Iterator[tuple[str, str]]:
+    """(file, SHA-256) of what the facts are read from; of the table of calls, that of its rows."""
+    for path in (
+        run.path / "run.json", run.self_chat, run.train_file, run.validation_file,
+        run.corpus_dir / "card.json", run.adapter_dir / "adapter_model.safetensors",
+        run.adapter_dir / "baize_run.json", run.answers_file,
+    ):  # fmt: skip
+        if path.is_file():
+            yield path.relative_to(run.path).as_posix(), sha256_of(path)
+    yield run.calls_file.name, _hash(_rows(run, _CALLS))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_receipt(run: Run, out: Path | None = None, seconds: float | None = None) -> str:
+    """Write `receipt.txt` into `out` and `receipt.json` into `runs/course/`; returns the text."""
+    found = facts(run)
+    rows = [*_collected(found), *_trained(found, run), ("exercises", _exercises(found))]
+    if seconds is not None:
+        rows.append(("wall time", clock(seconds)))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions |= {"course": __version__, "python": platform.python_version()}
+    card = {"run": run.path.name, "versions": versions, **found}
+    write_atomic((out or runs_dir() / "course") / "receipt.txt", text + "\n")
+    handed_in = json.dumps(card | {"hash": _hash(card)}, indent=1) + "\n"
+    write_atomic(runs_dir() / "course" / "receipt.json", handed_in)
+    return text
 
 
-def _collected(run: Run) -> Iterator[tuple[str, str]]:
-    if not run.self_chat.is_file():
+def _collected(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not found["dialogues"]:
         yield "dialogues", "– (notebook 02 has not run)"
         return
-    statuses = [dialogue.status for dialogue in read_dialogues(run.self_chat, statuses=None)]
-    card = _read(run.corpus_dir / "card.json")
-    kept = f"{card['kept']} kept" if card else "– kept (notebook 03 has not run)"
-    yield "dialogues", f"{statuses.count('ok')} finished of {len(statuses)}, {kept}"
+    kept = "– kept (notebook 03 has not run)" if found["kept"] is None else f"{found['kept']} kept"
+    yield "dialogues", f"{found['finished']} finished of {found['dialogues']}, {kept}"
     usage = Usage()
-    for purpose, usd, given, said in bill(run):
+    for purpose, usd, given, said in found["spent"]:
         yield f"spent, {purpose}", f"${usd:.4f}, {given:,} tokens in, {said:,} out"
         usage += Usage(input=given, output=said)
-    yield "spent", f"${spent_usd(run):.4f}"
+    yield "spent", f"${found['usd']:.4f}"
     for other in shadow_cost(usage):
         yield "elsewhere", f"${other.usd:.4f} at {other.model} ({other.as_of})"
 
 
-def _trained(run: Run) -> Iterator[tuple[str, str]]:
-    if not (card := _read(run.adapter_dir / "baize_run.json")):
+def _trained(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
+    card = found["trained"]
+    if card["num_tokens"] is None:
         yield "adapter", "– (notebook 04 has not run)"
         return
     yield "trained on", f"{card['num_tokens']:,} tokens in {card['seconds']:.0f} s"
@@ -75,5 +156,46 @@ def _trained(run: Run) -> Iterator[tuple[str, str]]:
     yield "adapter", os.path.relpath(run.adapter_dir)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _exercises(found: Mapping[str, Any]) -> str:
+    return f"{len(found['exercises'])} passed {' '.join(found['exercises'])}".strip()
+
+
+def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
+    """Read the run again and hold `receipt.json` against it; one line when all of it agrees.
+
+    Args:
+        folder: the run's folder, or its name under `runs/`; by default the one the receipt names.
+
+    Raises:
+        BaizeError: it is no receipt, was changed, has no run here, differs, or is unfinished.
+    """
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        written, name = card.pop("hash"), card["run"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BaizeError(f"{path} is no receipt ({error}): baize receipt writes one") from error
+    if _hash(card) != written:
+        raise BaizeError(f"{path} was changed after it was written: its hash is that of other text")
+    run = Run(runs_dir() / (folder or name))
+    if not run.path.is_dir():
+        raise BaizeError(f"run {name!r} is not in {runs_dir()}: name its folder with --run")
+    differ = sorted(_differences(card, facts(run)))
+    if differ:
+        raise BaizeError(
+            f"{path} and {run.path} do not agree in {', '.join(differ)}: it is another run's, or "
+            "the run went on or was changed; baize receipt writes a new one"
+        )
+    steps = {"02": card["dialogues"], "03": card["kept"], "04": card["trained"]["num_tokens"],
+             "05": card["verdicts on the article's questions"]}  # fmt: skip
+    if missing := [number for number, done in steps.items() if not done]:
+        raise BaizeError(f"{path} is true to its run, but notebook {missing[0]} has not run there")
+    return f"{path} agrees with {run.path}: {_exercises(card)} ({written[:12]})"
+
+
+def _differences(card: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What a receipt says otherwise than its run; of the files, which."""
+    for name in now.keys() - {"files"}:
+        if card.get(name) != now[name]:
+            yield name
+    before = card.get("files", {})
+    yield from (n for n in {*before, *now["files"]} if before.get(n) != now["files"].get(n))

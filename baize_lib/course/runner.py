@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError, Run, runs_dir
 from baize_lib.course.environment import check_environment
-from baize_lib.course.receipt import clock, receipt, spent_usd
+from baize_lib.course.receipt import clock, spent_usd, write_receipt
 from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import write_atomic
@@ -159,10 +159,9 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     if not report.ok:
         raise BaizeError(f"this machine is not ready:\n{report}")
     done = _run_all(paths, out, run)
-    printed = receipt(run, time.perf_counter() - begun)
+    printed = write_receipt(run, out, time.perf_counter() - begun)
     page = template("index.jinja").render(done=done, receipt=printed, clock=clock)
     write_atomic(out / "index.html", page)
-    write_atomic(out / "receipt.txt", printed + "\n")
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
 
 
@@ -186,4 +185,4 @@ def render_course(only: Sequence[str] = ()) -> None:
     for picture in sorted((out / "figures").glob("*.png")):
         if picture.stem[:2] in rendered:
             write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
-    print(receipt(run, time.time() - begun))
+    print(write_receipt(run, out, time.time() - begun))

@@ -125,6 +125,11 @@ def _price(model: str, text: str) -> Price:
     return Price(model, given, said, source="BAIZE_TEACHER_PRICE")
 
 
+def run_folder(tier: Tier, name: str | None = None) -> Path:
+    """Where the run called `name`, else `BAIZE_RUN`, else like the tier, is or will be."""
+    return runs_dir() / (name or os.environ.get("BAIZE_RUN") or tier.name)
+
+
 def open_run(tier: Tier | None = None, name: str | None = None) -> Run:
     """Open (or begin) the run called `name`, else `BAIZE_RUN`, else the tier's name.
 
@@ -135,7 +140,7 @@ def open_run(tier: Tier | None = None, name: str | None = None) -> Run:
         BaizeError: the folder belongs to a run with other settings, or cannot be written.
     """
     tier = tier or current_tier()
-    path = runs_dir() / (name or os.environ.get("BAIZE_RUN") or tier.name)
+    path = run_folder(tier, name)
     card, now = path / "run.json", json.loads(json.dumps({"tier": asdict(tier)}))
     if card.is_file():
         try:
