@@ -13,10 +13,11 @@ from baize_lib.training.planner import (
     this_machine,
 )  # fmt: skip
 from baize_lib.training.settings import PRESETS, TrainingSettings
+from baize_lib.training.step import trainee
 from baize_lib.training.tokens import encode, mask_html, prompt_ids
 
 __all__ = [
-    "TrainingSettings", "PRESETS", "encode", "mask_html", "prompt_ids", "encode_all", "fit",
-    "held_out_loss", "trainable_parameters", "read_card", "attach", "select", "DEVICES", "Corpus",
-    "corpus_of", "measure", "plan", "this_machine",
+    "TrainingSettings", "PRESETS", "encode", "mask_html", "prompt_ids", "encode_all", "trainee",
+    "fit", "held_out_loss", "trainable_parameters", "read_card", "attach", "select", "DEVICES",
+    "Corpus", "corpus_of", "measure", "plan", "this_machine",
 ]  # fmt: skip

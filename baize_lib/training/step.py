@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-__all__: list[str] = []
+__all__ = ["trainee"]
 
 
 @dataclass(slots=True)
