@@ -16,6 +16,7 @@ from baize_lib.course.runner import (
     COURSE,
     Executed,
     _chosen,
+    _glossary,
     _run_all,
     execute,
 )
@@ -217,6 +218,19 @@ def test_a_page_needs_no_network_and_its_figures_keep_their_alt_text(run, tmp_pa
     assert 'alt="One &quot;bar&quot; &lt;b&gt;"' in page or "alt='One \"bar\" &lt;b&gt;'" in page
     assert not re.findall(r"""(?:src|import|from)\s*=?\s*["'](?:https?:)?//[^"']+""", page)
     assert 'src=""' not in page
+
+
+def test_a_page_links_to_pages_and_the_glossary_is_one(run, tmp_path):
+    path = notebook(tmp_path / "in" / "00_a.ipynb", "1")
+    book = nbformat.read(path, 4)
+    book.cells[0].source += "\n[next](bonus/07_b.ipynb), [words](../glossary.md#lora), [it](a.py)"
+    nbformat.write(book, path)
+    execute(path, tmp_path / "out", run)
+    page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
+    linked = re.findall(r'href="([^"#][^"]*)"', page)
+    assert linked == ["bonus/07_b.html", "../glossary.html#lora", "a.py"]
+    assert "07_b.ipynb" in (tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8")
+    assert "低秩适配" in _glossary()
 
 
 def test_the_index_escapes_what_notebooks_and_their_files_say():

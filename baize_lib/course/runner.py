@@ -94,6 +94,7 @@ def as_html(notebook: "NotebookNode", folder: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _with_pictures_inside(cell.source, folder)
+            cell.source = re.sub(r"(\]\([\w/.]+)\.(?:ipynb|md)(?=[)#])", r"\1.html", cell.source)
         for output in cell.get("outputs", ()):
             if about := output.get("metadata", {}).get("image/png"):  # nbconvert drops alt texts
                 alt, width = html.escape(about.get("alt", "")), int(about.get("width", 700))
@@ -103,6 +104,13 @@ def as_html(notebook: "NotebookNode", folder: Path) -> str:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     page = exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
     return re.sub(r'<script src="">\s*</script>', "", page)
+
+
+def _glossary() -> str:
+    from nbformat.v4 import new_markdown_cell, new_notebook
+
+    words = (COURSE / "glossary.md").read_text(encoding="utf-8")
+    return as_html(new_notebook(cells=[new_markdown_cell(words)]), COURSE)
 
 
 def _with_pictures_inside(markdown: str, folder: Path) -> str:
@@ -162,6 +170,7 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     printed = write_receipt(run, out, time.perf_counter() - begun)
     page = template("index.jinja").render(done=done, receipt=printed, clock=clock)
     write_atomic(out / "index.html", page)
+    write_atomic(runs_dir() / "course" / "glossary.html", _glossary())
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
 
 
