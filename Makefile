@@ -6,6 +6,7 @@
 #   make demo     a page to chat with what you trained
 #   make serve    the same for programs: OpenAI's API on port 8000 of this machine
 #   make render   run again and write outputs into notebooks/, figures into figures/
+#   make slides   the notebooks' figures and key points as slides, in runs/course/slides.html
 #   make badge OWNER=name/repository   write the address of your copy wherever the course names it
 #   make clean    remove what a command can make again; runs you made stay
 # TIER is ci, laptop, t4 or a100; BAIZE_TIER in the environment counts too.
@@ -23,9 +24,9 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --only-binary
 # notebooks in CI must not reach out; a paid teacher is never called by a test
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course bonus test lab render clean demo serve badge
+.PHONY: help course bonus test lab render clean demo serve slides badge
 help:
-	@sed -n '2,12s/^# *//p' Makefile
+	@sed -n '2,13s/^# *//p' Makefile
 
 course: $(READY)
 	@$(BIN)/baize run
@@ -53,6 +54,9 @@ demo: $(READY)
 
 serve: $(READY)
 	@$(BIN)/baize serve
+
+slides: $(READY)
+	@$(BIN)/python .ci/slides.py
 
 badge:
 	@test -n "$(OWNER)" || { echo "say whose copy: make badge OWNER=name/repository"; exit 1; }

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,30 @@ NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
 def prose(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+# ---- The slides
+
+
+def test_the_slides_have_the_notebooks_figures_with_their_texts_and_need_no_network(tmp_path):
+    command = [sys.executable, ".ci/slides.py", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    page = (tmp_path / "slides.html").read_text(encoding="utf-8")
+    text = (tmp_path / "slides.md").read_text(encoding="utf-8")
+    main = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+    shown = {
+        name
+        for path in main
+        for name in re.findall(r'plots\.show\([^"]*?\\"(\d\d_\w+)\\"', path.read_text("utf-8"))
+        if (ROOT / "figures" / f"{name}.png").is_file()
+    }
+    assert len(shown) > 10
+    pictures = dict(re.findall(r"!\[(.+)\]\(\S*/figures/(\w+)\.png\)", text))
+    assert shown <= set(pictures.values())
+    assert page.count("<section>") == text.count("\n---\n")
+    alts = re.findall(r'<img src="data:image/png;base64,[^"]{99,}" alt="([^"]+)"', page)
+    assert len(alts) == page.count("<img") >= len(shown)
+    assert not re.search(r"""(src|href|url)[=(]["']?(https?:)?//""", page)
 
 
 # ---- The glossary
