@@ -8,14 +8,12 @@ is, it works here or is refused by name, before its weights are read where that 
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
 from baize_lib.models.shapes import Shape
-from baize_lib.models.weights import MODELS, quiet, student_dir
+from baize_lib.models.weights import MODELS, quiet, refusing, student_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,23 +25,14 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model ready to be trained or asked.
-
-    Attributes:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer; it has an end token.
-        name: what was asked for, as in `load_base`.
-        precision: one of `PRECISIONS` except "auto".
-        reason: why this precision, for the reader.
-        attached: the adapters on it, kept by `lora.attach` and `lora.select`.
-    """
+    """A base model ready to be trained or asked."""
 
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    name: str
-    precision: str
-    reason: str
-    attached: dict[str, Any] = field(default_factory=dict, repr=False)
+    tokenizer: "PreTrainedTokenizerBase"  # it has an end token
+    name: str  # as given to `load_base`
+    precision: str  # one of PRECISIONS, not "auto"
+    reason: str  # why this precision
+    attached: dict[str, Any] = field(default_factory=dict, repr=False)  # adapters, see `lora`
 
     def fingerprint(self) -> str:
         """A hash of the configuration and of every weight, adapters left out; 16 hex digits.
@@ -68,7 +57,7 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
 
     Args:
         name: a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file.
-        precision: "auto", "float32", "bfloat16", "float16", "int8" or "nf4".
+        precision: one of `PRECISIONS`.
         on_cpu: leave the weights in main memory, for `several.shard` to spread.
 
     Raises:
@@ -82,24 +71,25 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
     precision, reason = _choose_precision(precision)
     path = str(student_dir(name)) if name in MODELS or name.endswith(".gguf") else name
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    try:
-        with quiet():  # never code from the hub: nobody would see what it does
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            if on_cpu:
-                device = "cpu"
-            else:
-                _need_memory(name, Shape.of(config), precision, device.split(":")[0])
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                path, device_map=device, trust_remote_code=False, output_loading_info=True,
-                **_loading(precision),
-            )  # fmt: skip
-    except BaizeError:
-        raise
-    except Exception as error:
-        raise BaizeError(_why_not_loaded(name, precision, error)) from error
-    if precision == "nf4":
-        _keep_unpacked(model)
+    remedy = (
+        "check the name and the network (a gated model needs `hf auth login`), that the folder is "
+        "whole and the model needs no code of its own, or use 'smollm2-135m'"
+    )
+    with quiet(), refusing(f"base model {name!r} could not be loaded", remedy):
+        safe = {"trust_remote_code": False}  # nobody would see what a hub's code does
+        config = AutoConfig.from_pretrained(path, **safe)
+        if not on_cpu:
+            _need_memory(name, Shape.of(config), precision, device)
+        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, device_map="cpu" if on_cpu else device, output_loading_info=True, **safe,
+            **_loading(precision),
+        )  # fmt: skip
+    for module in model.modules():
+        # bitsandbytes 0.50 would repack nf4 weights at the first evaluation on a CPU with
+        # AVX512-BF16, and packed layers have no backward: later gradients would be wrong
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     _check_whole(name, tokenizer, model, sorted(found["missing_keys"]))
     model.name_or_path = MODELS[name].original if name in MODELS else name
     print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
@@ -109,18 +99,16 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
 def _check_whole(
     name: str, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", missing: list[str]
 ) -> None:
+    known, end = model.get_input_embeddings().weight.shape[0], tokenizer.eos_token_id
     if missing:
         raise BaizeError(
             f"{name} has no weights for {missing[0]} and {len(missing) - 1} more, which would be "
             "random: it is damaged or no causal language model; choose another base model"
         )
-    if tokenizer.eos_token_id is None:
-        raise BaizeError(f"the tokenizer of {name} has no end token: choose another base model")
-    known = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.eos_token_id >= known:
+    if end is None or end >= known:
         raise BaizeError(
-            f"the end token of {name} is number {tokenizer.eos_token_id}, and the model knows only "
-            f"{known} tokens: the tokenizer is another model's; put its own beside the weights"
+            f"the end token of {name} is number {end}, and the model knows only {known} tokens: "
+            "its tokenizer is unfinished or another model's; put its own beside the weights"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -133,11 +121,11 @@ def _choose_precision(precision: str) -> tuple[str, str]:
         raise BaizeError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision, "as asked"
-    if torch.cuda.is_available():
-        if _gpu_has_bfloat16():
-            return "bfloat16", "this GPU computes in it, at half the memory of float32"
-        return "float32", "this GPU has no bfloat16; float16 is faster, for models that bear it"
-    return "float32", "there is no GPU here"
+    if not torch.cuda.is_available():
+        return "float32", "there is no GPU here"
+    if _gpu_has_bfloat16():
+        return "bfloat16", "this GPU computes in it, at half the memory of float32"
+    return "float32", "this GPU has no bfloat16; float16 is faster, for models that bear it"
 
 
 def _gpu_has_bfloat16() -> bool:
@@ -149,27 +137,14 @@ def _gpu_has_bfloat16() -> bool:
 def _loading(precision: str) -> dict[str, Any]:
     """The keyword arguments of `from_pretrained`."""
     import torch
+    from transformers import BitsAndBytesConfig
 
-    if precision in ("int8", "nf4"):
-        from transformers import BitsAndBytesConfig
-
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        dtype = torch.bfloat16 if _gpu_has_bfloat16() else torch.float32
-        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-        chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
-        return {"quantization_config": BitsAndBytesConfig(**chosen), "dtype": dtype}
-    return {"dtype": getattr(torch, precision)}
-
-
-def _keep_unpacked(model: "PreTrainedModel") -> None:
-    """Keep bitsandbytes from repacking weights for a CPU with AVX512-BF16 at the first evaluation.
-
-    Packed layers have no backward: training after an evaluation would follow wrong gradients, and
-    a warning would be all that says so (bitsandbytes 0.50).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    if precision not in ("int8", "nf4"):
+        return {"dtype": getattr(torch, precision)}
+    dtype = torch.bfloat16 if _gpu_has_bfloat16() else torch.float32
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
+    return {"quantization_config": BitsAndBytesConfig(**chosen), "dtype": dtype}
 
 
 def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:
@@ -182,21 +157,10 @@ def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:
             f"{size} and this machine has no GPU: use one (Colab: Runtime > Change runtime type), "
             "or the base 'smollm2-135m'"
         )
-    full = 2 if device == "cuda" and _gpu_has_bfloat16() else 4
-    needed = shape.gigabytes(precision, full)
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    needed = shape.gigabytes(precision, 2 if _gpu_has_bfloat16() else 4)
+    free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
     if needed > free / 1e9:
         raise BaizeError(
             f"{size}: {needed:.1f} GB in {precision}, and this {device} has {free / 1e9:.1f} GB "
             "free: use precision='nf4' or a smaller base model, or end what else is using it"
         )
-
-
-def _why_not_loaded(name: str, precision: str, error: Exception) -> str:
-    if isinstance(error, ImportError) and precision in ("int8", "nf4"):
-        return f"{precision} needs bitsandbytes: pip install 'baize-course[gpu]' ({error})"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    remedy = "check the name and the network (a gated model needs `hf auth login`)"
-    if Path(name).exists():
-        remedy = "see that the folder is whole, and that the model needs no code of its own"
-    return f"base model {name!r} could not be loaded ({first}): {remedy}, or use 'smollm2-135m'"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
-from baize_lib.models.weights import quiet
+from baize_lib.models.weights import quiet, refusing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,24 +27,17 @@ _COUNTED: dict[str, "Shape"] = {}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a causal language model.
-
-    Attributes:
-        config: its transformers configuration.
-        num_active: the parameters one token passes: fewer than all in a mixture of experts.
-        num_packed: the parameters that int8 and nf4 pack: those of linear layers but the head.
-        key_size: width of all the keys of a token, and of all its values.
-    """
+    """The sizes of a causal language model."""
 
     config: "PreTrainedConfig" = field(repr=False, compare=False)
     num_parameters: int
-    num_active: int
-    num_packed: int
+    num_active: int  # those that one token passes: fewer than all in a mixture of experts
+    num_packed: int  # those that int8 and nf4 pack: linear layers, the head left out
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
-    key_size: int
+    key_size: int  # width of all the keys of a token, and of all its values
     vocab_size: int
 
     @classmethod
@@ -68,39 +61,28 @@ class Shape:
         return _empty_model(self.config)
 
     def gigabytes(self, precision: str, full: int = 2) -> float:
-        """Memory of the weights in GB.
-
-        Args:
-            precision: of the weights; `full`: bytes of one that int8 and nf4 do not pack.
+        """Memory of the weights in GB; `full`: bytes of a weight that int8 and nf4 do not pack.
 
         Raises:
             BaizeError: an unknown precision.
         """
         if precision not in _BYTES:
             raise BaizeError(f"precision {precision!r} is unknown: use one of {', '.join(_BYTES)}")
-        if precision not in ("int8", "nf4"):
-            return self.num_parameters * _BYTES[precision] / 1e9
-        rest = self.num_parameters - self.num_packed
-        return (self.num_packed * _BYTES[precision] + rest * full) / 1e9
+        packed = self.num_packed if precision in ("int8", "nf4") else self.num_parameters
+        return (packed * _BYTES[precision] + (self.num_parameters - packed) * full) / 1e9
 
 
 def _empty_model(config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = config.name_or_path or config.model_type
-    try:
-        with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # each family has its own ways to fail
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaizeError(
-            f"{name} ({config.model_type}) is no causal language model that transformers can make "
-            f"({first}): choose another base model"
-        ) from error
+    what = f"{config.name_or_path} ({config.model_type}) is no causal language model known here"
+    with quiet(), refusing(what, "choose another base model"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _counts(config: "PreTrainedConfig") -> tuple[int, int, int]:
+    """Parameters in all, those active for one token, and those that can be packed."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

