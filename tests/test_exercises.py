@@ -14,6 +14,7 @@ from baize_lib.course import exercises
 from baize_lib.course.exercises import cases, check_exercise, verdict
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob("[0-9]*.ipynb"))
+MAIN = [path for path in NOTEBOOKS if path.stem[:2] <= "06"]
 
 
 def exercises_of(path):
@@ -57,19 +58,34 @@ def test_every_exercise_belongs_to_a_notebook_and_is_numbered_like_it():
 
 
 GIVEN = yaml.safe_load((Path(__file__).parent / "exercise_answers.yaml").read_text("utf-8"))
-ANSWERS = [(n, kind, a) for n, kinds in GIVEN.items() for kind in kinds for a in kinds[kind]]
+ANSWERS = [(n, kind, a) for n, given in GIVEN.items() for kind in ("right", "wrong")
+           for a in given[kind]]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kind", "answer"), ANSWERS)
 def test_right_answers_pass_and_wrong_ones_do_not(name, kind, answer):
-    said = verdict(name, eval(answer))
+    said = verdict(name, eval(answer), GIVEN[name].get("expected"))
     assert said.startswith("passed" if kind == "right" else "not yet"), said
 
 
 def test_every_exercise_has_two_right_and_three_wrong_answers_to_try():
-    assert sorted(GIVEN) == sorted(cases())
-    for name, kinds in GIVEN.items():
-        assert len(kinds["right"]) >= 2 and len(kinds["wrong"]) >= 3, name
+    found = re.findall(r'check_exercise\(\\"([\w-]+)', "".join(map(Path.read_text, NOTEBOOKS)))
+    assert sorted(GIVEN) == sorted(found)
+    for name, given in GIVEN.items():
+        assert len(given["right"]) >= 2 and len(given["wrong"]) >= 3, name
+        assert ("expected" in given) == (name not in cases()), name
+
+
+@pytest.mark.parametrize("path", MAIN, ids=lambda path: path.stem)
+def test_a_main_notebook_has_three_kinds_of_exercises_and_a_hint_before_each_solution(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    asked = re.findall(r"\*\*Exercise \d+\*\* \(([\w, ]+), \d+ minutes[,)]", prose)
+    kinds = {kind.removesuffix(" a figure").removesuffix(" a dialogue") for kind in asked}
+    assert {"write code", "predict, then run", "read"} <= kinds, asked
+    folds = re.findall(r"<summary>(Hint|Solution)</summary>", prose)
+    assert folds == ["Hint", "Solution"] * (len(folds) // 2)
+    assert len(folds) // 2 >= len(asked) >= 3
 
 
 def test_what_was_expected_is_told_at_the_second_try_only(capsys, monkeypatch):
@@ -77,9 +93,9 @@ def test_what_was_expected_is_told_at_the_second_try_only(capsys, monkeypatch):
     check_exercise("01-2", lambda a, b: 1.0)
     check_exercise("01-2", lambda a, b: 1.0)
     first, second = capsys.readouterr().out.splitlines()
-    wrong = "01-2: not yet: ('how do I boil an egg', 'how do I peel an egg') gave 1.0, "
+    wrong = "01-2: not yet: ('how do I boil an egg', 'how do I peel an egg please') gave 1.0, "
     assert first == f"{wrong}which is not it"
-    assert second == f"{wrong}expected 0.7142857142857143"
+    assert second == f"{wrong}expected 0.8333333333333334"
 
 
 @pytest.fixture(autouse=True)

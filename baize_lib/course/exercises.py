@@ -92,16 +92,22 @@ def verdict(exercise: str, attempt: Any, expected: Any = None, *, tell: bool = T
 
 
 def same(given: Any, right: Any) -> bool:
-    """Whether an answer is right: fractions to three digits, tuples as lists, all else exactly.
+    """Whether an answer is right: fractions to three digits or two decimals, tuples as lists.
 
-    >>> same(160.00000000000003, 160), same(0.714, 5 / 7), same(1, True), same((1, 2), [1, 2])
-    (True, True, False, True)
+    All else exactly; a fraction below 0.1 cannot be told by two decimals.
+
+    >>> same(160.00000000000003, 160), same(0.71, 5 / 7), same(0.0, 0.0009), same(1, True)
+    (True, True, False, False)
+    >>> same((1, 2), [1, 2])
+    True
     """
     if hasattr(given, "item"):  # a number of numpy or torch
         given = given.item()
     if isinstance(right, bool) or isinstance(given, bool):
         return given is right
     if isinstance(right, int | float) and isinstance(given, int | float):
+        if isinstance(right, float) and abs(right) >= 0.1 and given == round(right, 2):
+            return True
         digits = 1e-3 if isinstance(right, float) else 1e-9
         return math.isclose(given, right, rel_tol=digits, abs_tol=1e-9)
     if isinstance(right, list) and isinstance(given, list | tuple):
