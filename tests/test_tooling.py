@@ -256,7 +256,6 @@ def test_the_learners_minutes_on_the_card_are_those_of_the_rule(path):
     assert int(card[2]) == exercises
 
 
-@pytest.mark.xfail(reason="04 to 06 are to become shorter", strict=False)
 def test_the_main_line_with_its_exercises_takes_three_hours_at_most():
     if not all(re.search(CARD, "".join(cells(path, "markdown")[1]["source"])) for path in MAIN):
         pytest.skip("not every card says the learner's time yet")
