@@ -19,7 +19,7 @@ The conversation between human and AI assistant.
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from baize_lib.config import BaizeError
 
 __all__ = [
     "Message", "Dialogue", "Piece", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE", "LANGUAGES",
-    "check_language", "pieces", "render", "fenced", "without_thoughts", "tagged",
+    "check_language", "as_messages", "pieces", "render", "fenced", "without_thoughts", "tagged",
     "parse_transcript",
 ]  # fmt: skip
 
@@ -89,6 +89,27 @@ class Piece:
     learn: bool
 
 
+def as_messages(said: "str | Sequence[Message | Mapping[str, str]]") -> list[Message]:
+    """A question, `Message`s, or rows of role and content, all as messages.
+
+    >>> as_messages("Hi?") == as_messages([{"role": "user", "content": "Hi?"}])
+    True
+
+    Raises:
+        BaizeError: it is none of these.
+    """
+    rows = [Message("user", said)] if isinstance(said, str) else said
+    try:
+        messages = [m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in rows]
+        if not all(isinstance(m.content, str) for m in messages):
+            raise TypeError
+    except (KeyError, TypeError) as error:
+        raise BaizeError(
+            f"a question is a text or a list of Message(role, content), not {said!r:.60}"
+        ) from error
+    return messages
+
+
 def pieces(
     messages: Sequence[Message], *, eos: str = "", language: str = "en", open_reply: bool = False
 ) -> list[Piece]:
@@ -105,7 +126,7 @@ def pieces(
     Raises:
         BaizeError: the roles do not alternate, or the language has no header.
     """
-    header = HEADER[check_language(language)]
+    header, messages = HEADER[check_language(language)], as_messages(messages)
     if messages and messages[0].role == "system":
         header, messages = messages[0].content, messages[1:]
     check_roles(messages, open_reply=open_reply)

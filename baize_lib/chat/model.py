@@ -20,7 +20,7 @@ from typing import Any
 
 from baize_lib.chat.decode import Decoder
 from baize_lib.config import BaizeError, Run, data_dir
-from baize_lib.dialogue import AI_TAG, HUMAN_TAG, Message
+from baize_lib.dialogue import AI_TAG, HUMAN_TAG, Message, as_messages
 from baize_lib.models.base import Base, load_base
 from baize_lib.training.lora import attach, read_card, select
 from baize_lib.training.tokens import prompt_ids
@@ -234,15 +234,10 @@ def open_chat(
 
 def _messages(asked: Asked) -> list[Message]:
     """A question or a conversation as messages; half a character cannot be tokenised."""
-    messages = [Message("user", asked)] if isinstance(asked, str) else asked
-    try:
-        return [
-            Message(m.role, m.content.encode("utf-8", "replace").decode("utf-8")) for m in messages
-        ]
-    except (AttributeError, TypeError) as error:
-        raise BaizeError(
-            f"a question is a text or a list of Message(role, content), not {asked!r:.60}"
-        ) from error
+    return [
+        Message(m.role, m.content.encode("utf-8", "replace").decode("utf-8"))
+        for m in as_messages(asked)
+    ]
 
 
 def _end_tokens(base: Base) -> set[int]:

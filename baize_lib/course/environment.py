@@ -55,9 +55,9 @@ class EnvironmentReport:
         return "\n".join(lines)
 
 
-def check_environment(tier: Tier | None = None, *, brief: bool = False) -> EnvironmentReport:
+def check_environment(tier: Tier | str | None = None, *, brief: bool = False) -> EnvironmentReport:
     """Check Python, packages, key, memory, disk and GPU for a tier (None: the current one)."""
-    tier = tier or current_tier()
+    tier = tier if isinstance(tier, Tier) else current_tier(tier)
     version = ".".join(map(str, sys.version_info[:3]))
     checks = [Check("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")]
     checks += map(_check_package, PACKAGES)

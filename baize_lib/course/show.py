@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.course.plots import hue
-from baize_lib.dialogue import Message
+from baize_lib.dialogue import Message, as_messages
 from baize_lib.evaluation.checks import MARKS
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ _SPEAKER = {"user": "Human", "assistant": "AI", "system": "System"}
 
 def bubbles(messages: Sequence[Message | Mapping[str, str]], title: str = "") -> Shown:
     """A dialogue as coloured blocks, one a message (`Message`s, or role and content in dicts)."""
-    messages = [m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages]
-    said = [(_SPEAKER[m.role], m.content, hue(m.role)) for m in messages]
+    said = [(_SPEAKER[m.role], m.content, hue(m.role)) for m in as_messages(messages)]
     lines = [f"{speaker:<5}  {text}" for speaker, text, _ in said]
     markup = template("show.jinja").module.dialogue(title, said)
     return Shown("\n".join([title, *lines] if title else lines), markup)

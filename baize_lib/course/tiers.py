@@ -130,7 +130,7 @@ def run_folder(tier: Tier, name: str | None = None) -> Path:
     return runs_dir() / (name or os.environ.get("BAIZE_RUN") or tier.name)
 
 
-def open_run(tier: Tier | None = None, name: str | None = None) -> Run:
+def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
     """Open (or begin) the run called `name`, else `BAIZE_RUN`, else the tier's name.
 
     The folder remembers its settings in `run.json`, so that two tiers never mix in one folder. A
@@ -139,7 +139,7 @@ def open_run(tier: Tier | None = None, name: str | None = None) -> Run:
     Raises:
         BaizeError: the folder belongs to a run with other settings, or cannot be written.
     """
-    tier = tier or current_tier()
+    tier = tier if isinstance(tier, Tier) else current_tier(tier)
     path = run_folder(tier, name)
     card, now = path / "run.json", json.loads(json.dumps({"tier": asdict(tier)}))
     if card.is_file():

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baize_lib.config import data_dir
+from baize_lib.config import BaizeError, data_dir
 from baize_lib.evaluation.programs import follows_up, runs
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.files import read_jsonl
@@ -45,8 +45,15 @@ class Verdict:
     reason: str
 
 
-def check(kind: str, spec: Mapping[str, Any], replies: Sequence[str]) -> Verdict:
-    """The verdict on one conversation: its replies in order, one a turn."""
+def check(kind: str, spec: Mapping[str, Any], replies: str | Sequence[str]) -> Verdict:
+    """The verdict on one conversation: its replies in order, one a turn; or its only reply.
+
+    Raises:
+        BaizeError: there is no check of that kind.
+    """
+    if kind not in CHECKS:
+        raise BaizeError(f"there is no check of kind {kind!r}: use one of {', '.join(CHECKS)}")
+    replies = [replies] if isinstance(replies, str) else replies
     if not any(reply.strip() for reply in replies):
         return Verdict("bad", "empty reply")
     return Verdict(*CHECKS[kind](spec, replies))

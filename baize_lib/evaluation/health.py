@@ -52,7 +52,8 @@ def health(attempts: Iterable[Attempt]) -> "pd.DataFrame":
                 "cut": stopped == "length", "empty": not words(text), **found,
                 "voices": found["voices"] or stopped == "tag", "tokens": line["num_tokens"],
             })  # fmt: skip
-    frame = pd.DataFrame(rows).groupby("model", sort=False)
+    columns = ["model", "replies", "stops", "cut", "empty", *DETECTORS, "tokens"]
+    frame = pd.DataFrame(rows, columns=columns).groupby("model", sort=False)
     return frame.mean().assign(replies=frame.size()).reset_index()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from baize_lib.seeds.seed import Seed
+from baize_lib.seeds.seed import Seed, as_seeds
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.teacher.budget import money
@@ -99,11 +99,11 @@ RULE = (
 
 
 def forecast(
-    seeds: Iterable[Seed], price: Price, settings: SelfChatSettings, *, weak: bool = False
+    seeds: Iterable[Seed | str], price: Price, settings: SelfChatSettings, *, weak: bool = False
 ) -> Forecast:
     """Predict tokens and USD by `RULE`; a `weak` teacher is sent worked examples."""
     calls = sent = written = 0
-    for seed in seeds:
+    for seed in as_seeds(seeds):
         for messages, length in _predicted_calls(seed, settings, weak):
             calls += 1
             sent += sum(4 + _tokens(message["content"]) for message in messages)

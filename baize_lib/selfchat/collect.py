@@ -158,6 +158,8 @@ async def collect(
     """
     settings, path, began = settings or SelfChatSettings(), Path(path), time.monotonic()
     seeds = _own_ids(tuple(as_seeds(seeds)))
+    if not isinstance(teacher, Teacher):
+        raise BaizeError(f"teacher={teacher!r:.60}: make one, for example teacher_for('qwen-1.5b')")
     if teacher.calls.path is None:  # what is paid for here is kept beside the dialogues
         teacher.calls = Calls(path.with_name("calls.sqlite"), teacher.budget)
     teacher.start()

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from baize_lib.config import BaizeError
+from baize_lib.dialogue import as_messages
 from baize_lib.teacher.budget import Budget, BudgetExceeded
 from baize_lib.teacher.calls import Call, Calls
 from baize_lib.teacher.errors import (
@@ -164,7 +165,7 @@ class Teacher:
 
     async def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: str | Sequence[Mapping[str, str]],
         *,
         max_tokens: int,
         temperature: float | None = 1.0,
@@ -180,7 +181,7 @@ class Teacher:
         """One reply: found in the table, or asked for, trying again what is worth it.
 
         Args:
-            messages: `{"role", "content"}` rows, the last one usually the user's.
+            messages: a question, or `{"role", "content"}` rows, the last one usually the user's.
             max_tokens: the cap of the reply, tokens (for a thinking model its thoughts too).
             temperature, top_p: None leaves them out (some models refuse them).
             seed: of the sampling, for servers that take one.
@@ -194,6 +195,7 @@ class Teacher:
             RunStopped: no call can succeed (`KeyRejected`: because of the key).
             TeacherError: this call failed; the text says why and what to do.
         """
+        messages = [{"role": m.role, "content": m.content} for m in as_messages(messages)]
         request = self.body(
             messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
             stop=list(stop) if stop else None, **(extra or {}),
