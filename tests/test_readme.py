@@ -122,7 +122,7 @@ TRIGGERS = {
     "`… cannot be written`": no_folder_of_ours,
     "`… is not in the cache and was not fetched`": no_network,
     "`… MB free, …`": full_disk,
-    "`… not a GGUF file`": not_gguf,
+    "`… is no model of the course and no GGUF file`": not_gguf,
     "`no OPENAI_API_KEY`": lambda _: find_key(),
     "`… check OPENAI_API_KEY`": wrong_key,
     "`the budget of … does not allow`": small_budget,

@@ -152,7 +152,7 @@ def test_on_colab_what_is_loaded_keeps_its_version():
 
 
 def test_a_copy_of_the_course_is_named_by_one_command(tmp_path):
-    for folder in ("notebooks", ".ci"):
+    for folder in ("notebooks", ".ci", "instructor"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, tmp_path)
@@ -163,6 +163,7 @@ def test_a_copy_of_the_course_is_named_by_one_command(tmp_path):
         tmp_path / "pyproject.toml",
         tmp_path / "README.md",
         *tmp_path.glob("notebooks/**/*.ipynb"),
+        *tmp_path.glob("instructor/*.md"),
     ]:
         assert before not in path.read_text(encoding="utf-8"), path.name
 
