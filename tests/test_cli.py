@@ -41,6 +41,33 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["collect", "--num", "0"], "--num"),
+        (["serve", "--port", "70000"], "--port"),
+        (["serve", "--port", "-1"], "--port"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_begins(command, says, tmp_path):
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 2 and says in told.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "C:mine", ".hidden"])
+def test_a_run_has_a_name_and_not_a_path(name, tmp_path):
+    told = CliRunner().invoke(app, ["receipt", "--tier", "ci", "--run", name])
+    assert f"BAIZE_RUN={name!r} is no name" in str(told.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_receipt_is_not_written_of_a_run_that_is_not_there(tmp_path):
+    told = CliRunner().invoke(app, ["receipt", "--tier", "ci", "--run", "mine"])
+    assert "there is no run" in str(told.exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_says_whether_this_machine_is_ready():
     told = CliRunner().invoke(app, ["check", "--tier", "ci"])
     assert told.exit_code == 0

@@ -20,7 +20,7 @@ from baize_lib.config import BaizeError, Run
 from baize_lib.course import runner
 from baize_lib.course.environment import check_environment
 from baize_lib.course.receipt import check_receipt, write_receipt
-from baize_lib.course.tiers import Tier, current_tier, open_run
+from baize_lib.course.tiers import Tier, current_tier, open_run, run_folder
 
 if TYPE_CHECKING:
     from baize_lib.chat.model import ChatModel
@@ -81,7 +81,10 @@ def run_notebooks(
 @app.command("receipt")
 def hand_in(tier: TierName = None, name: RunName = None) -> None:
     """Write receipt.txt and receipt.json of the run into runs/course/, as it is now."""
-    print(write_receipt(_begin()[1]))
+    run = Run(run_folder(current_tier()))
+    if not run.path.is_dir():
+        raise BaizeError(f"there is no run {run.path}: name another with --run, or make one")
+    print(write_receipt(run))
 
 
 @app.command("render")
@@ -93,7 +96,7 @@ def render_notebooks(notebooks: Notebooks = None, tier: TierName = None) -> None
 @app.command("collect")
 def collect_dialogues(
     seeds: Annotated[str | None, typer.Argument(help="a set, file or folder of questions")] = None,
-    num: Annotated[int | None, typer.Option(help="so many of them")] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="so many of them")] = None,
     tier: TierName = None, teacher: Teacher = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Let the teacher chat with itself about each question; run it again to go on."""
@@ -172,7 +175,7 @@ def chat_page(
 @app.command("serve")
 def serve_student(
     adapter: Adapter = None,
-    port: Annotated[int, typer.Option(help="on this machine only")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="on this machine only")] = 8000,
     tier: TierName = None, student: Student = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Serve what was trained to programs that speak OpenAI's API."""

@@ -189,7 +189,7 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
              "05": card["verdicts on the article's questions"]}  # fmt: skip
     if missing := [number for number, done in steps.items() if not done]:
         raise BaizeError(f"{path} is true to its run, but notebook {missing[0]} has not run there")
-    return f"{path} agrees with {run.path}: {_exercises(card)} ({written[:12]})"
+    return f"{path} agrees with {run.path}; exercises: {_exercises(card)} ({written[:12]})"
 
 
 def _differences(card: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ rebuild Baize on an A100 with a paid teacher.
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -127,7 +128,10 @@ def _price(model: str, text: str) -> Price:
 
 def run_folder(tier: Tier, name: str | None = None) -> Path:
     """Where the run called `name`, else `BAIZE_RUN`, else like the tier, is or will be."""
-    return runs_dir() / (name or os.environ.get("BAIZE_RUN") or tier.name)
+    name = name or os.environ.get("BAIZE_RUN") or tier.name
+    if re.search(r"[/\\:]|^\.", name):
+        raise BaizeError(f"BAIZE_RUN={name!r} is no name: use a word; BAIZE_RUNS says the folder")
+    return runs_dir() / name
 
 
 def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:

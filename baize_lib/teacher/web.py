@@ -105,6 +105,8 @@ def serve_api(
     if host not in ("127.0.0.1", "localhost", "::1") and not key:
         raise BaizeError(f"host={host!r} lets other machines in: give a key that they must send")
     began: Future[int] = Future()
+    if not 0 <= port < 1 << 16:
+        raise BaizeError(f"port {port} is none: choose one from 1 to 65535, or 0 for a free one")
     work = _serve(engine, models, host, port, key, began)
     threading.Thread(target=asyncio.run, args=(work,), daemon=True).start()
     try:
