@@ -161,7 +161,10 @@ def test_a_number_changed_by_hand_is_found_even_when_the_hash_was_made_anew(hand
         check_receipt(rewritten(handed_in, hash=_hash(card)))
 
 
-@pytest.mark.parametrize("torn", ["", "[]", "null", "{}", '{"hash": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "torn",
+    ["", "[]", "null", "{}", '{"hash": 1}', '{"hash": "", "run": "a", "files": [1]}', "\x00"],
+)
 def test_what_is_no_receipt_is_named(tmp_path, torn):
     (tmp_path / "receipt.json").write_text(torn, encoding="utf-8")
     with pytest.raises(BaizeError, match=r"receipt\.json is no receipt"):

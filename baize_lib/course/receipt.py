@@ -171,7 +171,7 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
     """
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
-        written, name = card.pop("hash"), card["run"]
+        written, name, before = card.pop("hash"), card["run"], _flat(card)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BaizeError(f"{path} is no receipt ({error}): baize receipt writes one") from error
     if _hash(card) != written:
@@ -179,8 +179,8 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
     run = Run(runs_dir() / (folder or name))
     if not run.path.is_dir():
         raise BaizeError(f"run {name!r} is not in {runs_dir()}: name its folder with --run")
-    differ = sorted(_differences(card, facts(run)))
-    if differ:
+    now = _flat(facts(run))
+    if differ := sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
         raise BaizeError(
             f"{path} and {run.path} do not agree in {', '.join(differ)}: it is another run's, or "
             "the run went on or was changed; baize receipt writes a new one"
@@ -192,10 +192,6 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
     return f"{path} agrees with {run.path}; exercises: {_exercises(card)} ({written[:12]})"
 
 
-def _differences(card: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What a receipt says otherwise than its run; of the files, which."""
-    for name in now.keys() - {"files"}:
-        if card.get(name) != now[name]:
-            yield name
-    before = card.get("files", {})
-    yield from (n for n in {*before, *now["files"]} if before.get(n) != now["files"].get(n))
+def _flat(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What is compared: the facts by name, and the hashes of files by theirs."""
+    return {k: v for k, v in card.items() if k not in ("run", "versions", "files")} | card["files"]
