@@ -1,0 +1,130 @@
+"""The Chinese edition follows the English one: only its text cells are written by hand.
+
+    python .ci/chinese.py write     code cells and outputs of notebooks/ into notebooks/zh/
+    python .ci/chinese.py check     name every text cell whose English has changed since
+
+Each text cell in notebooks/zh/ says in its metadata which English text it renders: `en`, the first
+twelve digits of that text's SHA-256. `write` keeps the Chinese cells, in the order of the English
+ones, and never changes a digest: who translates a cell again writes the new one, with
+
+    python .ci/chinese.py take notebooks/03_dataset_inspection.ipynb texts.md
+
+where texts.md has, for each English text cell, a line `%%%% DIGEST` and the Chinese text below it
+(`python .ci/chinese.py give NOTEBOOK` prints the cells that wait, in that form).
+"""
+
+import copy
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent / "notebooks"
+WAITING = "（此处待译。）"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def english() -> list[Path]:
+    return [*sorted(ROOT.glob("[0-9]*.ipynb")), *sorted(ROOT.glob("bonus/[0-9]*.ipynb"))]
+
+
+def chinese(path: Path) -> Path:
+    return ROOT / "zh" / path.relative_to(ROOT)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def texts(path: Path) -> dict[str, str]:
+    """English digest -> Chinese text, of what is translated so far."""
+    if not chinese(path).is_file():
+        return {}
+    cells = read(chinese(path))["cells"]
+    return {cell["metadata"]["en"]: source(cell) for cell in cells if "en" in cell["metadata"]}
+
+
+def rendered(path: Path, translated: dict[str, str]) -> dict:
+    """The Chinese notebook: the English one with its texts replaced, pictures a folder further."""
+    notebook = copy.deepcopy(read(path))
+    old = list(translated)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "markdown":
+            continue
+        key = digest(source(cell))
+        if key not in translated:  # changed or new: the text before, if any, stays under its digest
+            here = [digest(source(c)) for c in notebook["cells"] if c["cell_type"] == "markdown"]
+            gone = [k for k in old if k not in here]
+            key = gone[0] if gone else ""
+            old = [k for k in old if k != key]
+        cell["metadata"] = {"en": key}
+        cell["source"] = translated.get(key, WAITING).splitlines(keepends=True)
+    return notebook
+
+
+def write(path: Path, translated: dict[str, str]) -> None:
+    out = chinese(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rendered(path, translated), ensure_ascii=False, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+
+
+def behind(path: Path) -> list[str]:
+    """What is wrong with the Chinese edition of one notebook, a line each; [] when it is true."""
+    if not chinese(path).is_file():
+        return [f"{chinese(path).relative_to(ROOT)} is missing"]
+    name, ours, theirs = path.stem, read(path)["cells"], read(chinese(path))["cells"]
+    if [c["cell_type"] for c in ours] != [c["cell_type"] for c in theirs]:
+        return [f"{name}: its cells are not those of the English one; run .ci/chinese.py write"]
+    wrong = []
+    for number, (cell, other) in enumerate(zip(ours, theirs, strict=True)):
+        begins = source(cell).strip().splitlines()[0][:50]
+        if cell["cell_type"] == "code":
+            same = [cell.get(k) == other.get(k) for k in ("source", "outputs", "execution_count")]
+            if not all(same):
+                wrong.append(f"{name}, cell {number} ({begins}): run .ci/chinese.py write")
+        elif other["metadata"].get("en") != digest(source(cell)):
+            wrong.append(f"{name}, cell {number} ({begins}): the English text has changed")
+    return wrong
+
+
+def take(path: Path, file: Path) -> None:
+    translated = texts(path)
+    for part in re.split(r"^%%%% ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        key, _, text = part.partition("\n")
+        translated[key.strip()] = text.strip("\n")
+    current = {digest(source(c)) for c in read(path)["cells"] if c["cell_type"] == "markdown"}
+    write(path, {key: text for key, text in translated.items() if key in current})
+
+
+def give(path: Path) -> str:
+    translated = texts(path)
+    cells = [source(c) for c in read(path)["cells"] if c["cell_type"] == "markdown"]
+    return "\n".join(f"%%%% {digest(c)}\n{c}" for c in cells if digest(c) not in translated)
+
+
+def main(verb: str, *names: str) -> int:
+    if verb == "write":
+        for path in english():
+            write(path, texts(path))
+    elif verb == "give":
+        print(give(Path(names[0]).resolve()))
+    elif verb == "take":
+        take(Path(names[0]).resolve(), Path(names[1]))
+    elif verb == "check":
+        wrong = [line for path in english() for line in behind(path)]
+        print(*wrong, sep="\n")
+        return bool(wrong)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*(sys.argv[1:] or ["check"])))
