@@ -8,7 +8,7 @@ from stub_server import StubServer
 
 from baize_lib.config import BaizeError
 from baize_lib.evaluation.checks import try_checks
-from baize_lib.evaluation.judge import Pair, bias_table, compare, score
+from baize_lib.evaluation.judge import Pair, bias_table, compare, score, score_pairs
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import TeacherError
@@ -24,7 +24,7 @@ def judged_by(choose, pairs=PAIRS):
 
     def reply(body):
         text = body["messages"][-1]["content"]
-        return choose(*re.search(r"\[Answer 1\]\n(.*)\n\n\[Answer 2\]\n(.*)\n\n", text).groups())
+        return choose(*re.search(r"Answer 1: (.*)\n\nAnswer 2: (.*)\n\n", text).groups())
 
     async def run(address):
         price = Price("judge", 1.0, 1.0)
@@ -43,7 +43,7 @@ def shares(judgements):
 def test_a_judge_that_loves_the_first_answer_is_never_consistent():
     judgements = judged_by(lambda first, second: "1")
     seen = shares(judgements)
-    assert seen["consistent"] == 0 and seen["first"] == 1
+    assert seen["decides"] == 0 and seen["first"] == 1
     assert seen["longer"] == seen["right"] == 0.5  # right half the time, as any coin is
     table = bias_table(judgements).set_index("measure")
     assert table.loc["first", "p"] < 0.001 and table.loc["right", "p"] == 1
@@ -52,7 +52,7 @@ def test_a_judge_that_loves_the_first_answer_is_never_consistent():
 def test_a_judge_that_loves_length_is_consistent_and_still_found_out():
     judgements = judged_by(lambda first, second: "1" if len(first) > len(second) else "2")
     seen = shares(judgements)
-    assert (seen["consistent"], seen["longer"], seen["first"], seen["right"]) == (1, 1, 0.5, 0.5)
+    assert (seen["decides"], seen["longer"], seen["first"], seen["right"]) == (1, 1, 0.5, 0.5)
     assert [j.winner for j in judgements] == ["b"] * 20 + ["a"] * 20
 
 
@@ -65,7 +65,7 @@ def test_a_pair_is_one_case_and_its_two_orders_are_not_two():
 
 def test_ties_and_unreadable_replies_are_no_wins():
     ties = judged_by(lambda first, second: "0")
-    assert {j.winner for j in ties} == {"tie"} and shares(ties)["consistent"] == 1
+    assert {j.winner for j in ties} == {"tie"} and shares(ties)["decides"] == 0
     assert shares(ties)["right"] == 0.5
     silent = judged_by(lambda first, second: "I cannot say.")
     assert {j.winner for j in silent} == {"inconsistent"} and shares(silent)["readable"] == 0
@@ -80,10 +80,39 @@ def test_points_are_read_or_missing():
         price = Price("judge", 1.0, 1.0)
         options = {"api_key": "k", "price": price, "max_concurrency": 1}
         async with Teacher("judge", base_url=address, **options) as teacher:
-            return await score(teacher, ["Why?"] * 5, ["Because."] * 5)
+            return await score(teacher, ["Why?"] * 5, [f"Because {i}." for i in range(5)])
 
     with StubServer(reply=lambda body: next(replies)) as stub:
         assert asyncio.run(run(stub.url)) == [87, 100, None, None, None]
+
+
+def scored_by(points, draws):
+    """Both answers of `PAIRS` scored by a judge that maps (answer, seed) to its reply."""
+
+    def reply(body):
+        text = body["messages"][-1]["content"]
+        return points(re.search(r"Answer: (.*)\n\n", text)[1], body["seed"])
+
+    async def run(address):
+        price = Price("judge", 1.0, 1.0)
+        async with Teacher("judge", base_url=address, api_key="k", price=price) as teacher:
+            return await score_pairs(teacher, PAIRS, draws)
+
+    with StubServer(reply=reply) as stub:
+        return asyncio.run(run(stub.url))
+
+
+def test_the_answer_with_more_points_is_named_and_equal_points_are_a_tie():
+    by_length = scored_by(lambda answer, seed: str(len(answer)), draws=1)
+    assert [j.winner for j in by_length] == ["b"] * 20 + ["a"] * 20
+    assert {j.winner for j in scored_by(lambda answer, seed: "80", draws=1)} == {"tie"}
+    assert {j.winner for j in scored_by(lambda answer, seed: "?", draws=1)} == {"inconsistent"}
+
+
+def test_the_mean_of_several_draws_tells_apart_what_one_reply_does_not():
+    seldom = lambda answer, seed: "90" if seed == 2 and "longer" in answer else "80"  # noqa: E731
+    assert shares(scored_by(seldom, draws=2))["decides"] == 0
+    assert shares(scored_by(seldom, draws=3))["longer"] == 1
 
 
 def test_a_failing_judge_raises_what_went_wrong_itself():

@@ -3,7 +3,7 @@
 from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts
 from baize_lib.evaluation.checks import check, check_errors, try_checks
 from baize_lib.evaluation.health import health, health_errors
-from baize_lib.evaluation.judge import Pair, bias_table, compare, score
+from baize_lib.evaluation.judge import Pair, bias_table, compare, score, score_pairs
 from baize_lib.evaluation.page import page
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.evaluation.sandbox import run_code
@@ -23,5 +23,5 @@ __all__ = [
     "check", "check_errors", "declines", "try_checks",
     "run_code", "health", "health_errors", "page",
     "grade", "score_table", "verdict_table", "interval", "visible_difference", "compare_arms",
-    "true_shares", "Pair", "compare", "bias_table", "score",
+    "true_shares", "Pair", "compare", "bias_table", "score", "score_pairs",
 ]  # fmt: skip
