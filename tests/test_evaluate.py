@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -41,6 +42,8 @@ class Said:
 
 class Counting:
     """A chat model that numbers its answers and remembers what it was asked."""
+
+    base = SimpleNamespace(name="counting", precision="float32")
 
     def __init__(self, adapters=None, fail_at=None):
         self.adapters = adapters or {}
@@ -196,6 +199,7 @@ def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):
 WRITER = """
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from baize_lib.evaluation.attempts import ask
 from baize_lib.evaluation.prompts import load_prompts
 
@@ -207,6 +211,8 @@ class Said:
     seconds: float = 0.1
 
 class Chat:
+    base, adapters = SimpleNamespace(name="chat", precision="float32"), {}
+
     def replies(self, batch, *, model, **options):
         return [Said(sys.argv[2] * 20_000) for _ in batch]
 

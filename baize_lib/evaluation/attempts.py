@@ -6,8 +6,6 @@ came later. Asking again gives back what is in the log:
 
     attempts = ask(chat, load_prompts(origin="article"), log=run.answers_file)
     graded = grade(load_prompts(), attempts)
-    score_table(load_prompts(), graded)           # with the error of each check
-    health(attempts)                              # do replies stop, repeat themselves, leak tags?
 
 A first attempt belongs to a prompt, a model and an adapter. Other seeds or sampling settings make
 no new first attempt; a newly trained adapter does, and the log keeps those of the old one.
@@ -18,7 +16,7 @@ import datetime
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +35,14 @@ __all__ = ["ask", "ask_teacher", "first_attempts"]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One conversation with one model: the log's line for each of its turns.
-
-    `of` counts the attempts this model made at this prompt; `number` 1 is the one that counts.
-    """
+    """One conversation with one model."""
 
     prompt: str
     model: str
     adapter: str
-    number: int
-    of: int
-    turns: tuple[dict[str, Any], ...]
+    number: int  # 1 is the one that counts
+    of: int  # so many attempts this model made at this prompt
+    turns: tuple[dict[str, Any], ...]  # the log's line for each turn
 
     @property
     def replies(self) -> list[str]:
@@ -66,13 +61,14 @@ class Attempt:
 
 def read_attempts(log: Path | str) -> list[Attempt]:
     """Every attempt in the log, finished or not, oldest first; [] when there is no log yet."""
-    logged = _lines_by_attempt(log)
-    made = Counter(key[:4] for key in logged)
+    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for line in read_jsonl(log, torn_tail_ok=True) if Path(log).is_file() else ():
+        key = tuple(line[k] for k in ("prompt", "model", "adapter", "attempt", "prompt_hash"))
+        found.setdefault(key, {}).setdefault(line["turn"], line)  # the earliest line counts
+    made = Counter((*key[:3], key[4]) for key in found)
     return [
-        Attempt(
-            key[0], key[2], key[3], key[4], made[key[:4]], tuple(turns[i] for i in sorted(turns))
-        )
-        for key, turns in logged.items()
+        Attempt(*key[:4], made[*key[:3], key[4]], tuple(turns[i] for i in sorted(turns)))
+        for key, turns in found.items()
     ]
 
 
@@ -94,31 +90,22 @@ def first_attempts(
     """
     logged, picked = read_attempts(log), picked or {}
     of_model = {attempt.model: attempt.adapter for attempt in logged} | dict(adapters or {})
-    found = {
-        (a.prompt, a.model, a.number, a.turns[0]["prompt_hash"], len(a.turns)): a
-        for a in logged
-        if a.adapter == of_model[a.model]
-    }
+    found = {_key(a): a for a in logged}
     shown = []
     for prompt in prompts:
-        for model in of_model:
+        for model, adapter in of_model.items():
             number = picked.get((prompt.id, model), 1)
-            attempt = found.get((prompt.id, model, number, prompt.hash, len(prompt.turns)))
-            if attempt:
+            attempt = found.get((prompt.id, prompt.hash, model, adapter, number))
+            if attempt and len(attempt.turns) == len(prompt.turns):
                 shown.append(attempt)
             elif number != 1:
                 raise BaizeError(f"{log} has no attempt {number} of {model} at {prompt.id}")
     return shown
 
 
-def _lines_by_attempt(log: Path | str) -> dict[tuple[Any, ...], dict[int, dict[str, Any]]]:
-    """(prompt, prompt_hash, model, adapter, attempt) -> {turn: line}. The earliest line wins."""
-    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    if Path(log).is_file():
-        for line in read_jsonl(log, torn_tail_ok=True):
-            key = tuple(line[k] for k in ("prompt", "prompt_hash", "model", "adapter", "attempt"))
-            found.setdefault(key, {}).setdefault(line["turn"], line)
-    return found
+def _key(attempt: Attempt) -> tuple[Any, ...]:
+    words = attempt.turns[0]["prompt_hash"]
+    return attempt.prompt, words, attempt.model, attempt.adapter, attempt.number
 
 
 def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
@@ -126,9 +113,9 @@ def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
 
     Processes take turns, so that none takes the line another is writing for a torn one.
     """
-    rows = [json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") for line in lines]
     from filelock import FileLock
 
+    rows = [json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") for line in lines]
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -165,40 +152,32 @@ def ask(
         Attempt 1 of every prompt and model.
     """
     adapters = {model: _adapter_hash(chat, model) for model in models}
+    base = f"{chat.base.name} in {chat.base.precision}"
     for model, adapter in adapters.items():
         layout = "own" if model == "own layout" else "baize"
-        who = {"model": model, "layout": layout, "adapter": adapter, "base": _base_name(chat)}
+        who = {"model": model, "layout": layout, "adapter": adapter, "base": base}
         for number in range(1, attempts + 1):
             options = {**sampling, "seed": seed + number - 1}
-            for turn in range(max((len(p.turns) for p in prompts), default=0)):
-                waiting = _unanswered(log, prompts, who, number, turn)
-                for batch in _batches(waiting, batch_size):
-                    messages = [conversation for _, conversation in batch]
-                    answers = chat.replies(messages, model=model, **options)
+            while waiting := _unanswered(log, prompts, who, number):  # once a turn
+                waiting.sort(key=lambda item: sum(len(m.content) for m in item[1]))
+                for start in range(0, len(waiting), batch_size):
+                    batch = waiting[start : start + batch_size]
+                    answers = chat.replies([talk for _, talk in batch], model=model, **options)
                     _append(log, [
-                        _line(prompt, turn, number, who, options, {
+                        _line(prompt, talk, number, who, options, {
                             "text": a.text, "stopped_by": a.stopped_by,
                             "num_tokens": a.num_tokens, "seconds": a.seconds,
                         })
-                        for (prompt, _), a in zip(batch, answers, strict=True)
+                        for (prompt, talk), a in zip(batch, answers, strict=True)
                     ])  # fmt: skip
     return [a for a in first_attempts(log, prompts, adapters=adapters) if a.model in models]
 
 
 async def ask_teacher(
-    teacher: "Teacher",
-    prompts: Sequence[Prompt],
-    *,
-    log: Path | str,
-    name: str | None = None,
-    attempts: int = 1,
-    seed: int = 0,
+    teacher: "Teacher", prompts: Sequence[Prompt], *, log: Path | str, name: str | None = None,
     **sampling: Any,
-) -> list[Attempt]:
-    """The same for a model behind an OpenAI-compatible address, a `teacher.Teacher`.
-
-    Its calls are in the run's table of paid calls like any others, so what they cost is in "spent",
-    and an answer that was paid for is not paid for again.
+) -> list[Attempt]:  # fmt: skip
+    """The same for a model behind an OpenAI-compatible address; its calls are paid for once.
 
     Args:
         name: the model's column; by default the teacher's model name.
@@ -208,61 +187,53 @@ async def ask_teacher(
         BaizeError: what the teacher raises, for one when the budget ends; run it again to go on.
     """
     who = {"model": name or teacher.model, "layout": "own", "adapter": ""}
+    options = {**sampling, "seed": 0}
 
-    async def converse(prompt: Prompt, number: int) -> None:
-        options = {**sampling, "seed": seed + number - 1}
-        for turn in range(len(prompt.turns)):
-            for _, conversation in _unanswered(log, [prompt], who, number, turn):
-                rows = [{"role": m.role, "content": m.content} for m in conversation]
-                reply = await teacher.chat(
-                    rows, purpose="evaluation", subject=prompt.id, part=f"turn {turn + 1}",
-                    attempt=number, **options,
-                )  # fmt: skip
-                stopped = "end" if reply.finish_reason == "stop" else reply.finish_reason
-                _append(log, [_line(prompt, turn, number, who, options, {
-                    "text": reply.text, "num_tokens": reply.usage.output, "stopped_by": stopped,
-                    "seconds": reply.seconds, "cost_usd": reply.cost_usd,
-                })])  # fmt: skip
+    async def converse(prompt: Prompt) -> None:
+        while waiting := _unanswered(log, [prompt], who, 1):
+            ((_, talk),) = waiting
+            reply = await teacher.chat(
+                talk, purpose="evaluation", subject=prompt.id, part=f"turn {len(talk) // 2 + 1}",
+                attempt=1, **options,
+            )  # fmt: skip
+            stopped = "end" if reply.finish_reason == "stop" else reply.finish_reason
+            _append(log, [_line(prompt, talk, 1, who, options, {
+                "text": reply.text, "num_tokens": reply.usage.output, "stopped_by": stopped,
+                "seconds": reply.seconds, "cost_usd": reply.cost_usd,
+            })])  # fmt: skip
 
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(1, attempts + 1):
-                for prompt in prompts:
-                    group.create_task(converse(prompt, number))
+            for prompt in prompts:
+                group.create_task(converse(prompt))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     return [a for a in first_attempts(log, prompts) if a.model == who["model"]]
 
 
 def _unanswered(
-    log: Path | str, prompts: Iterable[Prompt], who: Mapping[str, str], number: int, turn: int
+    log: Path | str, prompts: Iterable[Prompt], who: Mapping[str, str], number: int
 ) -> list[tuple[Prompt, list[Message]]]:
-    """The prompts that wait for an answer to `turn`, each with its conversation so far."""
-    logged = _lines_by_attempt(log)
+    """The prompts that wait for an answer, each with its conversation up to the question."""
+    logged = {_key(attempt): attempt.replies for attempt in read_attempts(log)}
     waiting = []
     for prompt in prompts:
-        said = logged.get((prompt.id, prompt.hash, who["model"], who["adapter"], number), {})
-        if turn < len(prompt.turns) and turn not in said:
-            conversation: list[Message] = []
-            for question, line in zip(prompt.turns, (said[i] for i in range(turn)), strict=False):
-                conversation += [Message("user", question), Message("assistant", line["text"])]
-            waiting.append((prompt, [*conversation, Message("user", prompt.turns[turn])]))
+        said = logged.get((prompt.id, prompt.hash, who["model"], who["adapter"], number), [])
+        if len(said) < len(prompt.turns):
+            talk: list[Message] = []
+            for question, reply in zip(prompt.turns, said, strict=False):
+                talk += [Message("user", question), Message("assistant", reply)]
+            waiting.append((prompt, [*talk, Message("user", prompt.turns[len(said)])]))
     return waiting
 
 
-def _batches(waiting: list[tuple[Prompt, list[Message]]], size: int) -> Iterator[list]:
-    """Batches of like length, so that little is padded."""
-    by_length = sorted(waiting, key=lambda item: sum(len(m.content) for m in item[1]))
-    for start in range(0, len(by_length), size):
-        yield by_length[start : start + size]
-
-
 def _line(
-    prompt: Prompt, turn: int, number: int, who: Mapping[str, str],
+    prompt: Prompt, talk: Sequence[Message], number: int, who: Mapping[str, str],
     options: Mapping[str, Any], answer: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": turn, "attempt": number, **who,
+        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": len(talk) // 2,
+        "attempt": number, **who,
         "sampling": {k: v for k, v in options.items() if k != "seed"}, "seed": options["seed"],
         **answer, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
@@ -270,11 +241,5 @@ def _line(
 
 def _adapter_hash(chat: "ChatModel", model: str) -> str:
     """16 hex digits that name the adapter's weights; "" for a model without one."""
-    folder = getattr(chat, "adapters", {}).get(model)
+    folder = chat.adapters.get(model)
     return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""
-
-
-def _base_name(chat: "ChatModel") -> str:
-    """Which base model "base" is, and in which precision, for whoever reads the log later."""
-    base = getattr(chat, "base", None)
-    return f"{base.name} in {base.precision}" if base else ""

@@ -308,20 +308,12 @@ def check_errors(tried: Iterable[Mapping[str, Any]] | None = None) -> "pd.DataFr
     import pandas as pd
 
     frame = pd.DataFrame(try_checks() if tried is None else tried)
-    good, called, look = (
-        frame["label"] == "good",
-        frame["grade"] == "good",
-        frame["grade"] == "look",
-    )
-    counts = frame.assign(
-        answers=1, good=good, look=look, called=called, both=good & called, decided=good & ~look
-    )
-    sums = counts.groupby(["check", "language"], sort=False)[
-        ["answers", "good", "look", "called", "both", "decided"]
-    ].sum()
-    sums["precision"], sums["recall"] = (
-        sums["both"] / sums["called"],
-        sums["both"] / sums["decided"],
-    )
-    sums["look"] = sums["look"] / sums["answers"]
+    good, called = frame["label"] == "good", frame["grade"] == "good"
+    look = frame["grade"] == "look"
+    counts = {"good": good, "called": called, "both": good & called, "decided": good & ~look}
+    sums = frame[["check", "language"]].assign(answers=1, look=look, **counts)
+    sums = sums.groupby(["check", "language"], sort=False).sum()
+    sums["precision"] = sums["both"] / sums["called"]
+    sums["recall"] = sums["both"] / sums["decided"]
+    sums["look"] /= sums["answers"]
     return sums[["answers", "good", "precision", "recall", "look"]].reset_index()

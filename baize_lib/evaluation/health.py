@@ -1,13 +1,12 @@
 """Is a reply in order, whatever it says? One row a model, each detector with its own error.
 
-Whether a reply stopped by itself, was cut, or is empty is known from the log. Whether it goes round
-in circles, speaks for both sides, or answers in another language is detected in its text, by the
-rules with which a corpus is looked through (`corpus.defects`); `health_errors` says how often they
-are right on the texts labelled by hand in `data/evaluation/labelled_health.jsonl`.
+Whether a reply stopped by itself, was cut, or is empty is known from the log. The rest is detected
+in its text, by the rules with which a corpus is looked through (`corpus.defects`); `health_errors`
+says how often they are right on texts labelled by hand.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from baize_lib.config import data_dir
 from baize_lib.corpus.defects import dangles, loops, speaks_for_both
@@ -20,15 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["health", "health_errors"]
 
-
-def _another_language(text: str, language: str) -> bool:
-    return language_of(text) not in ("", language)
-
-
 DETECTORS: Mapping[str, Callable[[str, str], bool]] = {  # (text, language asked in) -> it has it
     "repetition": lambda text, _: bool(loops(text)),
     "voices": lambda text, _: bool(speaks_for_both(text) or dangles(text)),
-    "language": _another_language,
+    "language": lambda text, language: language_of(text) not in ("", language),
 }
 
 
@@ -46,28 +40,25 @@ def health(attempts: Iterable[Attempt]) -> "pd.DataFrame":
         language = attempt.prompt.rpartition("-")[2]
         for line in attempt.turns:
             text, stopped = line["text"], line["stopped_by"]
-            found: dict[str, Any] = {n: has(text, language) for n, has in DETECTORS.items()}
-            rows.append({
-                "model": attempt.model, "replies": 1, "stops": stopped == "end",
-                "cut": stopped == "length", "empty": not words(text), **found,
-                "voices": found["voices"] or stopped == "tag", "tokens": line["num_tokens"],
-            })  # fmt: skip
+            found = [has(text, language) for has in DETECTORS.values()]
+            found[1] |= stopped == "tag"
+            ends = stopped == "end", stopped == "length", not words(text)
+            rows.append((attempt.model, 1, *ends, *found, line["num_tokens"]))
     columns = ["model", "replies", "stops", "cut", "empty", *DETECTORS, "tokens"]
     frame = pd.DataFrame(rows, columns=columns).groupby("model", sort=False)
     return frame.mean().assign(replies=frame.size()).reset_index()
 
 
-def health_errors(labelled: Iterable[Mapping[str, Any]] | None = None) -> "pd.DataFrame":
+def health_errors() -> "pd.DataFrame":
     """Each detector against our labels: precision and recall, one row a detector."""
     import pandas as pd
 
-    path = data_dir() / "evaluation" / "labelled_health.jsonl"
-    texts = list(read_jsonl(path) if labelled is None else labelled)
+    texts = list(read_jsonl(data_dir() / "evaluation" / "labelled_health.jsonl"))
     rows = []
     for name, has in DETECTORS.items():
         found = [(has(row["text"], row["language"]), name in row["faults"]) for row in texts]
-        both, seen = found.count((True, True)), sum(said for said, _ in found)
-        ill = sum(truth for _, truth in found)
+        both = found.count((True, True))
+        seen, ill = both + found.count((True, False)), both + found.count((False, True))
         rows.append({
             "detector": name, "texts": len(texts), "with it": ill,
             "precision": both / max(seen, 1), "recall": both / max(ill, 1),

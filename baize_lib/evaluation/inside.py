@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+MEMORY_MB, FILE_MB, DISK_MB, NUM_WRITES = 512, 1, 16, 100  # what a program may use
+
 
 def main(desk: str) -> None:
     spec, refused = json.loads(sys.stdin.buffer.readline()), json.loads(_beside("refused.json"))
@@ -38,7 +40,7 @@ def main(desk: str) -> None:
         del ctypes
         if "files (Landlock)" not in guards:
             refused["blind"].append("_sqlite3")  # its ATTACH opens files without telling the hook
-        sys.addaudithook(_watcher(folder, libraries, refused, spec["num_writes"]))
+        sys.addaudithook(_watcher(folder, libraries, refused))
         guards.append("audit hook")
     os.listdir(os.path.dirname(os.__file__))  # noqa: PTH120, PTH208 - Python's own can be read?
     os.write(1, json.dumps([name for name in guards if name]).encode() + b"\n")
@@ -75,8 +77,8 @@ def _set_limits(spec: dict[str, Any]) -> list[str]:
 
     seconds, megabyte = max(1, int(spec["seconds"])), 1 << 20
     limits = {
-        "RLIMIT_CPU": seconds, "RLIMIT_AS": spec["memory_mb"] * megabyte, "RLIMIT_NOFILE": 64,
-        "RLIMIT_FSIZE": spec["file_mb"] * megabyte, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0,
+        "RLIMIT_CPU": seconds, "RLIMIT_AS": MEMORY_MB * megabyte, "RLIMIT_NOFILE": 64,
+        "RLIMIT_FSIZE": FILE_MB * megabyte, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0,
     }  # fmt: skip
     if sys.platform == "darwin":
         del limits["RLIMIT_AS"]  # macOS does not enforce it
@@ -103,7 +105,7 @@ def _linux_guards(
     user = 200_000 + os.getpid() % 50_000 if is_root else os.getuid()
     guards = []
     if "namespaces" not in without:
-        guards += _namespaces(libc, folder, is_root, user, spec["disk_mb"])
+        guards += _namespaces(libc, folder, is_root, user)
     libc.prctl(no_new_privileges, 1, 0, 0, 0)
     locked = "landlock" not in without and _landlock(libc, folder, libraries)
     guards.append("files (Landlock)" if locked else "")
@@ -123,7 +125,7 @@ def _linux_guards(
     return [*guards, "no sockets, no processes (seccomp)" if closed else ""]
 
 
-def _namespaces(libc: Any, folder: str, is_root: bool, user: int, disk_mb: int) -> list[str]:
+def _namespaces(libc: Any, folder: str, is_root: bool, user: int) -> list[str]:
     """No network; and a small file system in memory as the folder, from which nothing is run."""
     new_mounts, new_user, new_network = 0x20000, 0x10000000, 0x40000000
     private, recursive, no_suid, no_devices, no_exec = 1 << 18, 1 << 14, 2, 4, 8
@@ -134,14 +136,12 @@ def _namespaces(libc: Any, folder: str, is_root: bool, user: int, disk_mb: int) 
     network = "no network (namespace)"
     if not is_root:
         try:
-            for name, text in zip(
-                ("setgroups", "uid_map", "gid_map"), ("deny", *maps), strict=True
-            ):
+            for name, text in maps.items():
                 with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
                     file.write(text)
         except OSError:
             return [network]
-    options = f"size={disk_mb}m,nr_inodes=500,mode=700,uid={user}".encode()
+    options = f"size={DISK_MB}m,nr_inodes=500,mode=700,uid={user}".encode()
     if libc.mount(b"none", b"/", None, private | recursive, None) or libc.mount(
         b"tmpfs", os.fsencode(folder), b"tmpfs", no_suid | no_devices | no_exec, options
     ):
@@ -193,9 +193,7 @@ def _seccomp(libc: Any, machine: int, calls: dict[str, int]) -> bool:
 # ---- Everywhere
 
 
-def _watcher(
-    folder: str, libraries: list[str], refused: dict[str, Any], num_writes: int
-) -> Callable[..., None]:
+def _watcher(folder: str, libraries: list[str], refused: dict[str, Any]) -> Callable[..., None]:
     """An audit hook that refuses what a small program has no need of."""
     real, fsdecode = os.path.realpath, os.fsdecode
     readable = (*(real(path) + os.sep for path in [folder, *libraries]), os.devnull)
@@ -228,7 +226,7 @@ def _watcher(
         elif event.startswith(changes):
             writes[0] += 1
             allowed = all(inside(path, writable) for path in arguments)
-        if not allowed or writes[0] > num_writes:
+        if not allowed or writes[0] > NUM_WRITES:
             raise PermissionError(f"the sandbox does not allow {event} {arguments[:1]}")
 
     return watch

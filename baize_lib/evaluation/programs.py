@@ -19,19 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from baize_lib.dialogue import fenced
-from baize_lib.evaluation.sandbox import Limits, Outcome, run_code
+from baize_lib.evaluation.sandbox import Outcome, run_code
 
-_LIMITS = Limits(seconds=3)
-_ELSEWHERE = (
-    "pandas",
-    "numpy",
-    "polars",
-    "simplejson",
-    "ujson",
-    "orjson",
-    "sympy",
-    "more_itertools",
-)
+_SECONDS = 3
+_ELSEWHERE = "pandas numpy polars simplejson ujson orjson sympy more_itertools"
+_BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what no Python is answered with
 _RANK = ("bad", "look", "partly", "good")
 Found = tuple[str, str]  # grade, reason
 
@@ -63,8 +55,7 @@ def _without_prompts(code: str) -> str:
     """Of a session at Python's prompt, what was typed."""
     if not re.search(r"(?m)^\s*>>> ", code):
         return code
-    typed = re.findall(r"(?m)^\s*(?:>>>|\.\.\.) ?(.*)$", code)
-    return "\n".join(typed)
+    return "\n".join(re.findall(r"(?m)^\s*(?:>>>|\.\.\.) ?(.*)$", code))
 
 
 _CODE_LINE = re.compile(
@@ -82,10 +73,9 @@ def _runs_of_code(text: str) -> list[str]:
             try:
                 ast.parse(textwrap.dedent("\n".join(lines[start:end])))
                 break
-            except SyntaxError as error:
-                end = min(end - 1, start + max(0, (error.lineno or 1) - 1))
-            except (ValueError, RecursionError, MemoryError):
-                end = start
+            except _BROKEN as error:
+                wrong = getattr(error, "lineno", 1) or 1  # counted from 1
+                end = min(end - 1, start + wrong - 1)
         run = textwrap.dedent("\n".join(lines[start:end])).strip("\n")
         if _does_something(run):
             found.append(run)
@@ -96,13 +86,11 @@ def _runs_of_code(text: str) -> list[str]:
 def _does_something(code: str) -> bool:
     """It parses, and is more than words or data that happen to parse ("Sure", "[0, 1, 1]")."""
     try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        nodes = ast.parse(code).body
+    except _BROKEN:
         return False
-    return any(
-        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call | ast.Await)
-        for node in body
-    )
+    calls = ast.Call | ast.Await
+    return any(not isinstance(n, ast.Expr) or isinstance(n.value, calls) for n in nodes)
 
 
 # ---- Trying it
@@ -123,16 +111,12 @@ def follows_up(spec: Mapping[str, Any], replies: Sequence[str]) -> Found:
     It may lean on what earlier turns imported. `spec["cases"]`: {"args", "returns"} or {"args",
     "writes_json": the data}, with "files".
     """
-    imported = "\n".join(line for reply in replies[:-1] for line in _imports(reply))
-    programs = [
-        code if "__future__" in code else f"{imported}\n{code}" for code in programs_in(replies[-1])
-    ]
-    return _best(programs, lambda code: _call_functions(spec, code))
-
-
-def _imports(reply: str) -> Iterator[str]:
-    for code in programs_in(reply)[:1]:
-        yield from re.findall(r"(?m)^(?:import [\w., ]+|from \w+ import [\w., ]+)$", code)
+    earlier = "\n".join(code for reply in replies[:-1] for code in programs_in(reply)[:1])
+    imported = re.findall(r"(?m)^(?:import [\w., ]+|from \w+ import [\w., ]+)$", earlier)
+    called = _writes if "writes_json" in spec["cases"][0] else _returns
+    programs = programs_in(replies[-1])
+    programs = [code if "__future__" in code else "\n".join([*imported, code]) for code in programs]
+    return _best(programs, lambda code: called(spec["cases"], code))
 
 
 def _best(programs: Sequence[str], tried: Callable[[str], Found]) -> Found:
@@ -156,10 +140,10 @@ def _run_program(spec: Mapping[str, Any], code: str) -> Found:
             program = re.sub(old, new, program)
         if case.get("swap") and program == code:
             continue
-        outcome = run_code(program, files=case.get("files"), limits=_LIMITS)
+        outcome = run_code(program, files=case.get("files"), seconds=_SECONDS)
         missing = re.search(r"NameError: name '(\w+)' is not defined\s*$", outcome.stderr)
         if missing and "given" in spec:  # the question speaks of data that its reader has
-            outcome = run_code(f"{missing[1]} = {spec['given']!r}\n{program}", limits=_LIMITS)
+            outcome = run_code(f"{missing[1]} = {spec['given']!r}\n{program}", seconds=_SECONDS)
         grade, seen = _seen(case, outcome)
         if grade != "good":
             asked = f", asked for {next(iter(case['swap'].values()))}" if case.get("swap") else ""
@@ -174,7 +158,7 @@ def _without_comments(code: str) -> str:
     """The program written anew by Python, without its comments and docstrings."""
     try:
         return re.sub(r'(?m)^\s*""".*?"""$', "", ast.unparse(ast.parse(code)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _BROKEN:
         return code
 
 
@@ -195,46 +179,45 @@ def _how_it_ended(outcome: Outcome) -> Found:
     if outcome.ended != "error" or not last:
         return "bad", outcome.ended
     lacks = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
-    if lacks and lacks[1] in _ELSEWHERE:
+    if lacks and lacks[1] in _ELSEWHERE.split():
         return "look", f"needs {lacks[1]}, which the sandbox lacks"
     elsewhere = re.search(r"the sandbox does not allow (open|os\.mkdir) ", last)
     return ("look", f"wants another folder: {last[-60:]}") if elsewhere else ("bad", last)
 
 
-def _call_functions(spec: Mapping[str, Any], code: str) -> Found:
-    """Functions that return are called in one process; each file that is due, in one of its own."""
-    cases = spec["cases"]
-    returning = [case for case in cases if "returns" in case]
-    best: Found = ("bad", "no function")
-    if returning:
-        outcome = _call(code, returning)
-        for name, results in _lines(outcome.report):
-            grades = [_compared(r, c["returns"]) for r, c in zip(results, returning, strict=False)]
-            grade = min(grades, key=_RANK.index, default="bad")
-            seen = {"good": "works", "partly": "gives the right items as another type"}
-            found = grade, f"{name}() {seen.get(grade, 'does not give what is right')}"
-            if best[1] == "no function" or _RANK.index(grade) > _RANK.index(best[0]):
-                best = found
-    for case in (case for case in cases if "writes_json" in case):
+def _returns(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
+    """The best of its functions: all of them are called with all cases, in one process."""
+    outcome = _call(code, cases)
+    found: list[Found] = []
+    for name, results in _lines(outcome.report):
+        grades = [_compared(r, c["returns"]) for r, c in zip(results, cases, strict=False)]
+        grade = min(grades, key=_RANK.index, default="bad")
+        seen = {"good": "works", "partly": "gives the right items as another type"}
+        found.append((grade, f"{name}() {seen.get(grade, 'does not give what is right')}"))
+    return max(found, key=lambda one: _RANK.index(one[0])) if found else _no_function(outcome)
+
+
+def _writes(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
+    """A function that saves the data it is given; each case has a process of its own."""
+    for case in cases:
         outcome = _call(code, [case])
         names = [name for name, _ in _lines(outcome.report)]
+        if not names:
+            return _no_function(outcome)
         wrote = [_json(text) for text in outcome.files.values()]
         if case["writes_json"] not in wrote:
-            grade = "partly" if any(wrote) and names else "bad"
-            best = grade, f"{names[0]}() does not save the data it is given" if names else best[1]
-            break
-        best = "good", f"{names[0]}() works" if names else "writes it"
-    if best[1] == "no function" and outcome.ended != "ok":
-        return _how_it_ended(outcome)
-    return best
+            grade = "partly" if any(wrote) else "bad"
+            return grade, f"{names[0]}() does not save the data it is given"
+    return "good", f"{names[0]}() works"
+
+
+def _no_function(outcome: Outcome) -> Found:
+    return ("bad", "no function") if outcome.ended == "ok" else _how_it_ended(outcome)
 
 
 def _call(code: str, cases: Sequence[Mapping[str, Any]]) -> Outcome:
-    calls = [
-        {"args": case["args"], "files": case.get("files", {}), "writes": "writes_json" in case}
-        for case in cases
-    ]
-    return run_code(code, files=calls[0]["files"], calls=calls, limits=_LIMITS)
+    calls = [{"args": case["args"], "files": case.get("files", {})} for case in cases]
+    return run_code(code, files=calls[0]["files"], calls=calls, seconds=_SECONDS)
 
 
 def _lines(report: str) -> Iterator[tuple[str, list[Any]]]:
@@ -249,7 +232,7 @@ def _compared(result: Any, expected: Any) -> str:
     """One result as `trial.py` reports it, beside what is right."""
     if not isinstance(result, dict) or "value" not in result:
         return "bad"
-    value, kind = result["value"], result.get("kind")
+    value = result["value"]
     if isinstance(expected, float) or isinstance(value, float):
         numbers = all(type(each) in (int, float) for each in (value, expected))
         return (
@@ -259,14 +242,14 @@ def _compared(result: Any, expected: Any) -> str:
         )
     if type(value) is not type(expected) or value != expected:
         return "bad"
-    plain = kind in ("NoneType", "bool", "int", "str", "list", "dict")
-    return "good" if plain else "partly"
+    plain = ("NoneType", "bool", "int", "str", "list", "dict")
+    return "good" if result.get("kind") in plain else "partly"
 
 
 def _json(text: str) -> Any:
     """What the JSON says, None where it is none, or nothing but a number, a word or emptiness."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError, MemoryError):
+    except _BROKEN:
         return None
     return value if isinstance(value, dict | list) and value else None

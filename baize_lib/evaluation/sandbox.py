@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +40,17 @@ _MAX_OUTPUT = 64_000  # characters of stdout, stderr and of each file that come 
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a program may use: wall-clock and CPU seconds, megabytes, times a file is written."""
-
-    seconds: float = 5
-    memory_mb: int = 512
-    file_mb: int = 1
-    disk_mb: int = 16
-    num_writes: int = 100
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended: "ok", "error" (an exception or exit code), "timeout" or "killed".
-
-    Attributes:
-        files: the texts it left in its folder, by path ("out.json", "data/out.json").
-        report: what `trial.py` saw when it made the calls; "" when it never came so far. The
-            program could have forged it, so believe no verdict in it, only compare its results.
-        guards: the protections in force.
-    """
+    """How a program ended: "ok", "error" (an exception or exit code), "timeout" or "killed"."""
 
     ended: str
     stdout: str
     stderr: str
-    files: dict[str, str]
+    files: dict[str, str]  # the texts it left in its folder, by path ("data/out.json")
+    # What `trial.py` saw when it made the calls, if it came so far. The program could have forged
+    # it, so believe no verdict in it, only compare its results.
     report: str
-    guards: tuple[str, ...]
+    guards: tuple[str, ...]  # the protections in force
 
 
 def run_code(
@@ -74,7 +58,7 @@ def run_code(
     *,
     files: Mapping[str, str] | None = None,
     calls: Sequence[Mapping[str, Any]] = (),
-    limits: Limits | None = None,
+    seconds: float = 5,
     without: Sequence[str] = (),
 ) -> Outcome:
     """Run Python `code` in a folder holding `files`, then call the functions it defined.
@@ -82,14 +66,14 @@ def run_code(
     Args:
         calls: `{"args": [...], "files": {name: text}}` each, tried by `trial.py` on every function.
             The results that are expected stay here: they never enter the process.
+        seconds: wall-clock and CPU time it may take.
         without: leave out "hook", "landlock", "namespaces", "seccomp" or "user" (root's code runs
             as an unused one), so that the tests can try the others alone.
 
     Raises:
         BaizeError: the sandbox itself could not be set up; the code was not run.
     """
-    limits = limits or Limits()
-    spec = {"code": code, "files": dict(files or {}), "calls": list(calls), **asdict(limits)}
+    spec = {"code": code, "files": dict(files or {}), "calls": list(calls), "seconds": seconds}
     with _desk() as desk:
         folder = Path(desk) / "folder"
         folder.mkdir()
@@ -99,7 +83,7 @@ def run_code(
             inside = _look_into(process, folder)
             process.stdin.close()  # only now does the code begin
             try:
-                code_of_exit = process.wait(limits.seconds)
+                code_of_exit = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 code_of_exit = None
         finally:

@@ -37,28 +37,35 @@ _DRAWS = 4000
 def grade(prompts: Iterable[Prompt], attempts: Iterable[Attempt]) -> Graded:
     """Run each prompt's check on its answers (code runs in the sandbox, several at a time)."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    asked = [attempt for attempt in attempts if attempt.prompt in by_id]
-
-    def verdict(attempt: Attempt) -> Verdict:
-        prompt = by_id[attempt.prompt]
-        return check(prompt.category, prompt.check, attempt.replies)
-
+    asked = [(by_id[a.prompt], a) for a in attempts if a.prompt in by_id]
     with ThreadPoolExecutor(4) as pool:
-        verdicts = list(pool.map(verdict, asked))
-    return {(a.prompt, a.model): v for a, v in zip(asked, verdicts, strict=True)}
+        verdicts = pool.map(lambda pa: check(pa[0].category, pa[0].check, pa[1].replies), asked)
+        return {(p.id, a.model): v for (p, a), v in zip(asked, verdicts, strict=True)}
+
+
+def _grades(prompts: Iterable[Prompt], graded: Graded) -> "pd.DataFrame":
+    """One row a verdict: prompt, kind, language, model, grade."""
+    import pandas as pd
+
+    by_id = {prompt.id: prompt for prompt in prompts}
+    rows = [
+        (prompt.id, prompt.category, prompt.language, model, verdict.grade)
+        for (i, model), verdict in graded.items()
+        if (prompt := by_id.get(i))
+    ]
+    return pd.DataFrame(rows, columns=["prompt", "kind", "language", "model", "grade"])
 
 
 def verdict_table(prompts: Iterable[Prompt], graded: Graded) -> "pd.DataFrame":
     """Prompts × models: our verdicts, then the article's own ("Baize, article")."""
     import pandas as pd
 
-    models = list(dict.fromkeys(model for _, model in graded))
-    rows = []
-    for prompt in prompts:
-        row = {"prompt": " / ".join(prompt.turns), "category": prompt.category}
-        row |= {m: graded[prompt.id, m].grade if (prompt.id, m) in graded else "" for m in models}
-        row |= {f"{m}, article": said["verdict"] for m, said in prompt.article.items()}
-        rows.append(row)
+    rows = [
+        {"prompt": " / ".join(prompt.turns), "category": prompt.category}
+        | {model: verdict.grade for (i, model), verdict in graded.items() if i == prompt.id}
+        | {f"{model}, article": said["verdict"] for model, said in prompt.article.items()}
+        for prompt in prompts
+    ]
     return pd.DataFrame(rows).fillna("")
 
 
@@ -70,21 +77,17 @@ def score_table(
     Args:
         errors: `check_errors()`; its languages are taken together, and the two halves of code.
     """
-    import pandas as pd
 
-    kinds: dict[str, list[str]] = {}
-    for prompt in prompts:
-        kinds.setdefault(prompt.category, []).append(prompt.id)
+    def told(grades: "pd.Series") -> str:
+        good, look = (grades == "good").sum(), (grades == "look").sum()
+        return f"{good} of {len(grades)}" + (f", {look} to look at" if look else "")
+
+    rows = _grades(prompts, graded)
+    counts = rows.groupby(["kind", "model"], sort=False)["grade"].agg(told).unstack(sort=False)
+    counts.insert(0, "prompts", rows.groupby("kind")["prompt"].nunique())
     known = errors.groupby(errors["check"].str.split(",").str[0])[["precision", "recall", "look"]]
-    rows = []
-    for kind in (kind for kind in CHECKS if kind in kinds):
-        row: dict[str, Any] = {"kind": kind, "prompts": len(kinds[kind])}
-        for model in dict.fromkeys(model for _, model in graded):
-            grades = [graded[i, model].grade for i in kinds[kind] if (i, model) in graded]
-            look = f", {grades.count('look')} to look at" if "look" in grades else ""
-            row[model] = f"{grades.count('good')} of {len(grades)}{look}"
-        rows.append(row | known.mean().loc[kind].to_dict())
-    return pd.DataFrame(rows)
+    kinds = [kind for kind in CHECKS if kind in counts.index]
+    return counts.loc[kinds].fillna("0 of 0").join(known.mean()).reset_index(names="kind")
 
 
 # ---- Few answers
@@ -104,24 +107,27 @@ def interval(count: int, of: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def visible_difference(num_prompts: int, *, lost: float = 0.05, power: float = 0.8) -> float:
+def visible_difference(num_prompts: int) -> float:
     """The smallest true difference that `num_prompts` prompts would show, 4 times out of 5.
 
-    "Show" is McNemar's exact test at 5%. A share `lost` of the prompts is answered worse by the
-    better model; the difference is what it gains minus that. 1.0 when nothing would be enough.
+    "Show" is McNemar's exact test at 5%. The better model does worse on 5% of the prompts; the
+    difference is what it gains minus that. 1.0 when nothing would be enough.
 
     >>> round(visible_difference(12), 2), round(visible_difference(120), 2)
     (0.68, 0.13)
     """
     from scipy.stats import binom
 
-    counts = np.arange(num_prompts + 1)  # rows: prompts that differ, columns: those that are won
+    lost, counts = (
+        0.05,
+        np.arange(num_prompts + 1),
+    )  # rows: prompts that differ, columns: those that are won
     fewer = np.minimum(counts, counts[:, None] - counts)
     shows = (fewer >= 0) & (2 * binom.cdf(fewer, counts[:, None], 0.5) < 0.05)
     for gained in np.arange(lost, 1 - lost + 1e-9, 0.01):
         differing = binom.pmf(counts, num_prompts, gained + lost)
         won = binom.pmf(counts, counts[:, None], gained / (gained + lost))
-        if (differing[:, None] * won * shows).sum() >= power:
+        if (differing[:, None] * won * shows).sum() >= 0.8:
             return float(gained - lost)
     return 1.0
 
@@ -131,17 +137,15 @@ def visible_difference(num_prompts: int, *, lost: float = 0.05, power: float = 0
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Arm one minus arm other: the mean difference, its 95% interval, and the chance `p` of as
-    large a one if the arms were alike. `won` and `lost` count prompts, `clusters` what they are in.
-    """
+    """Arm one minus arm other: the mean difference and its 95% interval."""
 
     difference: float
     low: float
     high: float
-    p: float
-    won: int
+    p: float  # the chance of as large a difference if the arms were alike
+    won: int  # prompts
     lost: int
-    clusters: int
+    clusters: int  # what the prompts are in
 
     def __str__(self) -> str:
         return (
@@ -169,25 +173,23 @@ def compare_arms(
     from scipy.stats import binomtest, bootstrap, permutation_test
 
     gaps = np.asarray(one, float) - np.asarray(other, float)
-    names = range(len(gaps)) if prompts is None else [_cluster(p) for p in prompts]
-    _, of = np.unique(list(names), return_inverse=True)
+    names = list(range(len(gaps)) if prompts is None else map(_cluster, prompts))
+    _, of = np.unique(names, return_inverse=True)
     sums, sizes = np.bincount(of, gaps), np.bincount(of).astype(float)
-    won, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
+    decided = int(np.abs(sums).sum())
     if set(np.abs(sums)) <= {0.0, 1.0}:
-        decided = int(np.abs(sums).sum())
         p = binomtest(int((sums > 0).sum()), decided).pvalue if decided else 1.0
     else:
-        p = permutation_test(
-            (sums,), np.sum, permutation_type="samples", n_resamples=9999, rng=0
-        ).pvalue
-    low = high = float(gaps.mean())
+        options = {"permutation_type": "samples", "n_resamples": 9999, "rng": 0}
+        p = permutation_test((sums,), np.sum, **options).pvalue
+    low = high = gaps.mean()
     if len(sums) > 1 and np.ptp(sums / sizes):
-        ends = bootstrap(
+        low, high = bootstrap(
             (sums, sizes), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True,
             vectorized=True, method="percentile", n_resamples=_DRAWS, rng=0,
         ).confidence_interval  # fmt: skip
-        low, high = float(ends.low), float(ends.high)
-    return Comparison(float(gaps.mean()), low, high, float(p), won, lost, len(sums))
+    ends = float(gaps.mean()), float(low), float(high), float(p)
+    return Comparison(*ends, int((gaps > 0).sum()), int((gaps < 0).sum()), len(sums))
 
 
 def _cluster(prompt: Prompt) -> str:
@@ -216,34 +218,27 @@ def true_shares(
     """
     import pandas as pd
 
-    rng, gold = np.random.default_rng(0), {}
-    for row in tried:
-        gold.setdefault((row["check"].split(",")[0], row["language"], row["label"]), []).append(
-            row["grade"]
-        )
-    rows = []
-    for model in dict.fromkeys(model for _, model in graded):
-        strata: dict[tuple[str, str], list[str]] = {}
-        for prompt in prompts:
-            if (prompt.id, model) in graded:
-                kind = (prompt.category, prompt.language)
-                strata.setdefault(kind, []).append(graded[prompt.id, model].grade)
-        drawn, total = np.zeros(_DRAWS), sum(map(len, strata.values()))
-        for kind, grades in strata.items():
-            seen = _mean_verdict(grades, rng)
-            bad, good = (_mean_verdict(gold[*kind, label], rng) for label in ("bad", "good"))
-            drawn += (seen - bad) / np.maximum(good - bad, 0.05) * len(grades) / total
-        called = [grade for grades in strata.values() for grade in grades]
+    labelled = pd.DataFrame(tried)
+    kinds = labelled["check"].str.split(",").str[0]
+    gold = labelled.groupby([kinds, "language", "label"])["grade"]
+    rng, rows = np.random.default_rng(0), []
+    for model, answers in _grades(prompts, graded).groupby("model", sort=False):
+        drawn = np.zeros(_DRAWS)
+        for kind, group in answers.groupby(["kind", "language"], sort=False):
+            seen = _mean_verdict(group["grade"], rng)
+            bad, good = (_mean_verdict(gold.get_group((*kind, x)), rng) for x in ("bad", "good"))
+            drawn += (seen - bad) / np.maximum(good - bad, 0.05) * len(group) / len(answers)
         low, middle, high = np.percentile(drawn, (2.5, 50, 97.5)).clip(0, 1)
+        called = answers["grade"]
         rows.append({
-            "model": model, "answers": total, "called good": called.count("good") / total,
-            "to look at": called.count("look") / total, "share": middle, "low": low, "high": high,
+            "model": model, "answers": len(answers), "called good": (called == "good").mean(),
+            "to look at": (called == "look").mean(), "share": middle, "low": low, "high": high,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _mean_verdict(grades: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+def _mean_verdict(grades: "pd.Series", rng: np.random.Generator) -> np.ndarray:
     """(draws,) of the mean verdict that these came from: good 1, look 1/2, others 0."""
-    good, look = grades.count("good"), grades.count("look")
+    good, look = (grades == "good").sum(), (grades == "look").sum()
     drawn = rng.dirichlet((good + 1 / 3, look + 1 / 3, len(grades) - good - look + 1 / 3), _DRAWS)
     return drawn @ (1.0, 0.5, 0.0)

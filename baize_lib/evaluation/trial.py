@@ -26,8 +26,7 @@ def report(names, calls, descriptor):
                 result_of(function, json.loads(text), order, call.get("files", {}))
                 for text, call in zip(texts, calls, strict=True)
             ]
-            if calls[0].get("writes"):
-                put_aside()
+            put_aside()
             line = {"name": str(getattr(function, "__name__", "?"))[:40], "results": results}
             write(descriptor, dump(line).encode("utf-8", "replace") + b"\n")
 
