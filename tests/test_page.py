@@ -32,7 +32,8 @@ def prompt(category="fact", language="en", turns=("Question?",)):
 
 
 def attempt(of, model, *texts, number=1, made=1, **more):
-    line = {"stopped_by": "end", "num_tokens": 3, "seconds": 0.1, **more}
+    line = {"stopped_by": "end", "num_tokens": 3, "seconds": 0.1, "layout": "baize", "seed": 0}
+    line |= {"sampling": {}, **more}
     return Attempt(of.id, model, "", number, made, tuple({**line, "text": t} for t in texts))
 
 

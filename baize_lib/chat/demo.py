@@ -197,12 +197,12 @@ def _template() -> Any:
     import jinja2
 
     page = jinja2.Environment(autoescape=True)
-    page.filters["pieces"] = _pieces
+    page.filters["parts"] = prose_and_code
     return page.from_string((_HERE / "page.jinja").read_text("utf-8"))
 
 
-def _pieces(reply: str) -> Iterator[tuple[str, Any]]:
-    """A reply as (text, "") and ("", coloured code)."""
+def prose_and_code(reply: str) -> Iterator[tuple[str, str]]:
+    """A reply as ("prose", its text) and ("code", HTML with Pygments' classes), in order."""
     from markupsafe import Markup
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
@@ -212,15 +212,15 @@ def _pieces(reply: str) -> Iterator[tuple[str, Any]]:
     at = 0
     for block in fenced(reply):
         if text := reply[at : block.start].strip():
-            yield text, ""
+            yield "prose", text
         try:
-            lexer = get_lexer_by_name(block.info.split()[0] if block.info else "text")
+            lexer = get_lexer_by_name((block.info.split() or ["python"])[0])
         except ClassNotFound:
             lexer = TextLexer()
-        yield "", Markup(highlight(block.code, lexer, HtmlFormatter(nowrap=True, noclasses=True)))
+        yield "code", Markup(highlight(block.code, lexer, HtmlFormatter(nowrap=True)))
         at = block.end
     if text := reply[at:].strip():
-        yield text, ""
+        yield "prose", text
 
 
 def _whose(chat: ChatModel, run: Run) -> str:

@@ -9,11 +9,12 @@ HTML stays an answer.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baize_lib.dialogue import fenced
+from baize_lib.chat.demo import prose_and_code
 from baize_lib.evaluation.attempts import Attempt
 from baize_lib.evaluation.checks import CHECKS, MARKS
 from baize_lib.evaluation.health import health
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["page"]
+
+_ENDED = {
+    "end": "stopped by itself", "length": "cut at the token limit",
+    "tag": "went on to speak for the human, and was cut there",
+}  # fmt: skip
 
 
 def page(
@@ -47,20 +53,18 @@ def page(
     shown = {(a.prompt, a.model): a for a in attempts}
     models = list(dict.fromkeys(a.model for a in attempts))
     asked = [p for p in prompts if any((p.id, m) in shown for m in models)]
-    kinds = [kind for kind in CHECKS if any(p.category == kind for p in asked)]
-    languages = sorted({p.language for p in asked})
+    paid: Counter[str] = Counter()
+    for attempt in attempts:
+        paid[attempt.model] += sum(line.get("cost_usd", 0) for line in attempt.turns)
     text = _template().render(
         title=title, models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
         rows=[_row(prompt, models, shown, graded) for prompt in asked],
         reported=list(dict.fromkeys(name for p in asked for name in p.article)),
-        rules={"category": kinds, "language": languages, "verdicts": ["disagreement", "look"]},
-        filters={
-            "category": ["all", *kinds], "language": ["any", *languages],
-            "verdicts": ["every", "disagreement", "to look at"],
-            "theme": ["auto", "light", "dark"],
-        },
-        scores=_cells(score_table(asked, graded, errors)), health=_cells(health(attempts)),
-        asked=_asked_how(attempts), paid=_paid(attempts),
+        kinds=[kind for kind in CHECKS if any(p.category == kind for p in asked)],
+        languages=sorted({p.language for p in asked}),
+        scores=_table(score_table(asked, graded, errors)), health=_table(health(attempts)),
+        asked=_table(_asked_how(attempts)),
+        paid=", ".join(f"{model} {money(usd)}" for model, usd in paid.items() if usd),
     )  # fmt: skip
     text = text.encode("utf-8", "replace").decode("utf-8")  # half characters become "?"
     if path:
@@ -82,80 +86,47 @@ def _row(
     """One prompt with the answers to it, and what the filters go by."""
     verdicts = {m: graded[prompt.id, m] for m in models if (prompt.id, m) in graded}
     grades = {m: verdict.grade for m, verdict in verdicts.items()}
-    facets = ["disagreement"] * (len(set(grades.values())) > 1) + ["look"] * (
-        "look" in grades.values()
-    )
+    disagree, look = len(set(grades.values())) > 1, "look" in grades.values()
     answers = [
         {
             "model": a.model, "label": a.label, "picked": a.number != 1,
             "verdict": verdicts.get(a.model),
             "turns": [
-                {"question": question, "parts": list(_parts(line["text"])), "ended": _ended(line)}
+                {"question": question, "parts": list(prose_and_code(line["text"])),
+                 "ended": f"{line['num_tokens']} tokens, {_ended(line['stopped_by'])}"}
                 for question, line in zip(prompt.turns, a.turns, strict=False)
             ],
         }
-        for a in (shown.get((prompt.id, m)) for m in models)
-        if a
+        for m in models
+        if (a := shown.get((prompt.id, m)))
     ]  # fmt: skip
-    return {"prompt": prompt, "grades": grades, "verdicts": " ".join(facets), "answers": answers}
+    facets = " ".join(["disagreement"] * disagree + ["look"] * look)
+    return {"prompt": prompt, "grades": grades, "verdicts": facets, "answers": answers}
 
 
-def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """A reply as it is: its prose, and its fenced code highlighted."""
-    end = 0
-    for block in fenced(text):
-        if prose := text[end : block.start].strip():
-            yield "prose", prose
-        yield "code", _highlighted(block.code, block.info)
-        end = block.end
-    if prose := text[end:].strip():
-        yield "prose", prose
+def _ended(stopped_by: str) -> str:
+    return _ENDED.get(stopped_by, f"stopped by {stopped_by}")
 
 
-def _highlighted(code: str, info: str) -> str:
+def _table(frame: "pd.DataFrame") -> str:
+    """The frame as HTML; pandas escapes its headers and cells."""
     from markupsafe import Markup
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer, TextLexer
 
-    lexer = PythonLexer() if "py" in info.lower() or not info.strip() else TextLexer()
-    return Markup(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+    return Markup(frame.to_html(index=False, border=0, float_format="{:.2f}".format))
 
 
-def _ended(line: Mapping[str, Any]) -> str:
-    how = {
-        "end": "stopped by itself", "length": "cut at the token limit",
-        "tag": "went on to speak for the human, and was cut there",
-    }  # fmt: skip
-    ended = how.get(line["stopped_by"], f"stopped by {line['stopped_by']}")
-    return f"{line['num_tokens']} tokens, {ended}"
-
-
-def _cells(frame: "pd.DataFrame") -> dict[str, Any]:
-    rows = frame.itertuples(index=False)
-    shown = [[f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
-    return {"columns": list(frame.columns), "rows": shown}
-
-
-def _asked_how(attempts: Iterable[Attempt]) -> dict[str, Any]:
+def _asked_how(attempts: Sequence[Attempt]) -> "pd.DataFrame":
     """One row a model and way of asking: its layout, adapter, sampling and seed."""
-    rows: dict[tuple[str, ...], list[int]] = {}
+    import pandas as pd
+
+    rows = []
     for attempt in attempts:
         for line in attempt.turns:
-            sampling = dict(line.get("sampling", {})) | {"seed": line.get("seed", "–")}
+            sampling = {**line["sampling"], "seed": line["seed"]}
             told = ", ".join(f"{name} {value}" for name, value in sampling.items())
-            key = (attempt.model, line.get("layout", "–"), attempt.adapter or "–", told)
-            counts = rows.setdefault(key, [0, 0])
-            counts[0] += 1
-            counts[1] += line["num_tokens"]
-    columns = ["model", "layout", "adapter", "sampling", "replies", "tokens"]
-    return {"columns": columns, "rows": [[*key, *counts] for key, counts in rows.items()]}
-
-
-def _paid(attempts: Iterable[Attempt]) -> str:
-    cost: dict[str, float] = {}
-    for attempt in attempts:
-        for line in attempt.turns:
-            if "cost_usd" in line:
-                cost[attempt.model] = cost.get(attempt.model, 0.0) + line["cost_usd"]
-    return ", ".join(f"{model} {money(usd)}" for model, usd in cost.items())
+            how = attempt.model, line["layout"], attempt.adapter or "–", told
+            rows.append((*how, line["num_tokens"]))
+    columns = ["model", "layout", "adapter", "sampling"]
+    frame = pd.DataFrame(rows, columns=[*columns, "tokens"])
+    counted = frame.groupby(columns, sort=False)["tokens"].agg(replies="size", tokens="sum")
+    return counted.reset_index()
