@@ -292,7 +292,7 @@ def comparison(
     """
     models = list(rows[0][1]) if rows else []
     step = 1 / max(len(models), 1)
-    cells = [{m: _wrapped(text, round(132 * step), most_lines) for m, (_, text) in answers.items()}
+    cells = [{m: _wrapped(text, round(140 * step) - 6, most_lines) for m, (_, text) in answers.items()}
              for _, answers in rows]  # fmt: skip
     heights = [0.42 + 0.155 * max(2, *(cell.count("\n") + 1 for cell in row.values()))
                for row in cells]  # fmt: skip
