@@ -17,26 +17,20 @@ __all__ = ["load_prompts"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, or several asked in turn, and how to judge the answers.
-
-    Attributes:
-        category: its kind, which says what checks it: a key of `checks.CHECKS`.
-        origin: "article", or "course" for the siblings we wrote around it.
-        good: what a good answer contains; `why`: what the prompt is meant to show.
-        article: the article's verdicts, `{model: {"verdict", "said"}}`.
-        twin: for an unsafe request its harmless look-alike, and the other way round.
-    """
+    """One question, or several asked in turn, and how to judge the answers."""
 
     id: str
-    category: str
+    category: str  # its kind, a key of `checks.CHECKS`
     language: str
-    origin: str
+    origin: str  # "article", or "course" for the siblings we wrote around it
     turns: tuple[str, ...]
-    good: str
-    why: str
+    good: str  # what a good answer contains
+    why: str  # what the prompt is meant to show
     check: Mapping[str, Any] = field(repr=False)
-    article: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
-    twin: str = ""
+    article: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict, repr=False
+    )  # its verdicts
+    twin: str = ""  # of an unsafe request its harmless look-alike, and the other way round
 
     @property
     def hash(self) -> str:

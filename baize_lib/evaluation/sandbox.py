@@ -74,26 +74,22 @@ def run_code(
         BaizeError: the sandbox itself could not be set up; the code was not run.
     """
     spec = {"code": code, "files": dict(files or {}), "calls": list(calls), "seconds": seconds}
-    with _desk() as desk:
+    with _desk() as desk, contextlib.ExitStack() as until_read:
         folder = Path(desk) / "folder"
         folder.mkdir()
         process = _start(desk)
         try:
             guards = _hand_over(process, spec | {"without": list(without)})
-            inside = _look_into(process, folder)
+            inside = until_read.enter_context(_looked_into(process, folder))
             process.stdin.close()  # only now does the code begin
-            try:
+            code_of_exit = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 code_of_exit = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                code_of_exit = None
         finally:
             _kill_group(process)
         out, err, report = (_text_of(Path(desk) / name) for name in ("out", "err", "report"))
-        with inside as path:
-            left = dict(_texts_in(path))
-    return Outcome(
-        _ended(code_of_exit), out[:_MAX_OUTPUT], err[-_MAX_OUTPUT:], left, report, guards
-    )
+        shown = out[:_MAX_OUTPUT], err[-_MAX_OUTPUT:], dict(_texts_in(inside))
+    return Outcome(_ended(code_of_exit), *shown, report, guards)
 
 
 @contextlib.contextmanager
@@ -132,29 +128,23 @@ def _hand_over(process: subprocess.Popen, spec: dict[str, Any]) -> tuple[str, ..
 
 
 @contextlib.contextmanager
-def _as_path(descriptor: int) -> Iterator[Path]:
+def _looked_into(process: subprocess.Popen, folder: Path) -> Iterator[Path]:
+    """The program's folder as we can read it, also when it is a file system of its own."""
+    try:
+        descriptor = os.open(f"/proc/{process.pid}/cwd", os.O_RDONLY)
+    except OSError:  # not Linux
+        yield folder
+        return
     try:
         yield Path(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
-def _look_into(process: subprocess.Popen, folder: Path) -> contextlib.AbstractContextManager[Path]:
-    """The program's folder as we can read it, also when it is a file system of its own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            return _as_path(os.open(f"/proc/{process.pid}/cwd", os.O_RDONLY | os.O_DIRECTORY))
-    return contextlib.nullcontext(folder)
-
-
 def _kill_group(process: subprocess.Popen) -> None:
     """Kill the program and whatever it may have started, also when it ended by itself."""
-    if hasattr(os, "killpg"):
-        # Nobody may be left (macOS then says "not permitted").
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody may be left
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         with contextlib.suppress(OSError):
@@ -176,13 +166,13 @@ def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
     left are skipped, and so is what it made unreadable."""
     with contextlib.suppress(OSError):
         folder.chmod(0o700)
-    found = []
+    found: list[Path] = []
     for root, folders, names in os.walk(folder):
-        path = Path(root).relative_to(folder)
-        folders[:] = sorted(folders)[:10] if len(path.parts) < 3 else []
-        found += [path / name for name in sorted(names)[: 50 - len(found)]]
+        deep = len(Path(root).relative_to(folder).parts)
+        folders[:] = sorted(folders)[:10] if deep < 3 else []
+        found += [Path(root, name) for name in sorted(names)[: 50 - len(found)]]
     for path in found:
-        full, name = folder / path, os.fsencode(path.as_posix()).decode("utf-8", "replace")
+        name = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "replace")
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(full.lstat().st_mode):
-                yield name, full.read_bytes()[:_MAX_OUTPUT].decode("utf-8", "replace")
+            if stat.S_ISREG(path.lstat().st_mode):
+                yield name, path.read_bytes()[:_MAX_OUTPUT].decode("utf-8", "replace")
