@@ -1,6 +1,7 @@
 """README's table 'When something goes wrong': each row is what the course really says then."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stub_server import StubServer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from baize_lib.config import BaizeError, Run, data_dir
 from baize_lib.course.receipt import check_receipt, write_receipt
@@ -27,12 +29,12 @@ from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.step import _room
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def rows():
     """What README says that one sees, row by row; "…" stands for anything."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.split("## When something goes wrong")[1].split("\n\n")[1]
+    table = README.split("## When something goes wrong")[1].split("\n\n")[1]
     return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
 
 
@@ -103,7 +105,9 @@ def no_memory(tmp_path):
 
 
 def other_base(tmp_path):
-    base = Base(torch.nn.Linear(2, 2), None, "another", "float32", "as made")
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=1, num_key_value_heads=1, **size))
+    base = Base(model, None, "another", "float32", "as made")
     attach(base, data_dir() / "adapter")
 
 
@@ -147,3 +151,24 @@ def test_what_the_table_says_one_sees_is_what_one_sees(row, tmp_path, monkeypatc
         TRIGGERS[row](tmp_path)
     pattern = ".+".join(map(re.escape, row.strip("`").split("…")))
     assert re.search(pattern, str(error.value), re.DOTALL), error.value
+
+
+def test_the_results_in_the_readme_are_those_that_notebook_05_prints():
+    path = ROOT / "notebooks" / "05_qualitative_evaluation.ipynb"
+    outputs = [
+        "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", ())
+    ]
+    printed = "\n".join(outputs)
+
+    def row(begins):
+        line = next(x for x in README.splitlines() if x.startswith(f"| {begins}"))
+        return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+    for kind, begins in {"unsafe": "unsafe requests declined", "fact": "facts, of"}.items():
+        line = next(x for x in printed.splitlines() if re.match(rf" *{kind} +\d+ +\d+ of ", x))
+        assert row(begins) == re.findall(r"(\d+) of \d+", line)
+    assert row("good answers") == re.findall(r"^[a-z ]+ (\d+) good", printed, re.MULTILINE)
+    ended = re.search(r"every reply ends by itself +116 +(\d+) +(\d+) +\S+ +(\d+)", printed)
+    assert row("conversations whose every reply")[1:4] == list(ended.groups())
