@@ -14,11 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
-from baize_lib.training.batches import micro_batches
 from baize_lib.training.lora import add_adapter, bare_weights
 from baize_lib.training.loss import backward, fast_loss, plain_loss
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import IGNORED, Encoded
+from baize_lib.training.tokens import IGNORED, Encoded, micro_batches
 
 SMALL = {
     "vocab_size": 199, "hidden_size": 32, "intermediate_size": 48,

@@ -9,7 +9,6 @@ from test_train import FAST, TALKS, TOKENIZER, tiny_base
 from baize_lib.config import BaizeError
 from baize_lib.course.tiers import TIERS
 from baize_lib.models.shapes import Shape
-from baize_lib.training.batches import encode_all
 from baize_lib.training.lora import trainable_parameters
 from baize_lib.training.planner import (
     DEVICES,
@@ -23,6 +22,7 @@ from baize_lib.training.planner import (
     this_machine,
 )
 from baize_lib.training.settings import PRESETS, TrainingSettings
+from baize_lib.training.tokens import encode_all
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -38,9 +38,8 @@ def measured(device, rate=1000.0):
 
 
 def test_time_and_cost_follow_from_a_measured_rate():
-    found = plan(
-        SMALL, Corpus(36_000, 100), "A100-80", measured=measured("A100-80"), usd_per_hour=2
-    )
+    rented = replace(DEVICES["A100-80"], usd=2)
+    found = plan(SMALL, Corpus(36_000, 100), rented, measured=measured("A100-80"))
     assert (found.hours, found.usd) == (1, 2)
     assert "20 steps measured" in found.basis
     assert "estimate" in str(found)

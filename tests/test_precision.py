@@ -5,10 +5,10 @@ import torch
 
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import load_base
-from baize_lib.training.batches import encode_all, micro_batches
 from baize_lib.training.lora import add_adapter
 from baize_lib.training.loss import backward, held_out_loss
 from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.tokens import encode_all, micro_batches
 
 pytest.importorskip("bitsandbytes")
 SETTINGS = TrainingSettings(targets=("q_proj", "down_proj"))

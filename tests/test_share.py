@@ -27,9 +27,8 @@ from baize_lib.config import BaizeError, Run, data_dir
 from baize_lib.dialogue import LANGUAGES, Message, render
 from baize_lib.files import write_jsonl
 from baize_lib.models.base import load_base
-from baize_lib.training.batches import encode_all
 from baize_lib.training.lora import attach
-from baize_lib.training.tokens import prompt_ids, save_layout
+from baize_lib.training.tokens import encode_all, prompt_ids, save_layout
 
 RECORDED = data_dir() / "adapter"
 LENGTH = 24  # tokens of a reply that are compared
@@ -226,7 +225,7 @@ def close_call(plain, question, ours, theirs, within):
 
 
 def test_chat_model_and_merged_model_reply_alike(base, plain):
-    chat = ChatModel(base, RECORDED)
+    chat = ChatModel(base, {"tuned": RECORDED})
     replies = chat.replies(QUESTIONS, "tuned", max_tokens=LENGTH, temperature=0)
     assert [reply.text for reply in replies] == list(map(text_of, plain[2]))
 
@@ -365,7 +364,7 @@ def test_the_model_card_tells_the_runs_own_figures_and_the_layout(adapter, tmp_p
 
 
 def test_a_merged_models_card_says_so(adapter, tmp_path):
-    card = model_card(merge(tiny_base(), adapter, tmp_path / "m"), teacher="somebody")
+    card = model_card(merge(tiny_base(), adapter, tmp_path / "m"))
     assert "library_name: transformers" in card
     assert "merged into `tiny`" in card
 
@@ -399,7 +398,7 @@ def test_the_dataset_card_counts_what_is_in_the_files(adapter, tmp_path):
 
 def test_a_card_of_nothing_is_refused(tmp_path):
     with pytest.raises(BaizeError, match="neither an adapter nor a merged model"):
-        model_card(tmp_path, teacher="t")
+        model_card(tmp_path)
     with pytest.raises(BaizeError, match="has no corpus yet: notebook 03 makes one"):
         dataset_card(Run(tmp_path))
 

@@ -21,7 +21,6 @@ from baize_lib.dialogue import Dialogue, Message
 from baize_lib.models.base import Base
 from baize_lib.models.weights import student_dir
 from baize_lib.training import step as steps
-from baize_lib.training.batches import encode_all, epoch_steps, micro_batches
 from baize_lib.training.fast_cpu import compute_precision, fast
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import add_adapter, attach, detach
@@ -29,7 +28,15 @@ from baize_lib.training.loss import backward, held_out_loss, loss_of, plain_loss
 from baize_lib.training.planner import corpus_of
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import IGNORED, encode, mask_html, prompt_ids
+from baize_lib.training.tokens import (
+    IGNORED,
+    encode,
+    encode_all,
+    epoch_steps,
+    mask_html,
+    micro_batches,
+    prompt_ids,
+)
 
 TOKENIZER = AutoTokenizer.from_pretrained(student_dir("smollm2-135m"))
 FAST = TrainingSettings(
@@ -380,7 +387,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(tmp_path, capsys):
     assert died.returncode == -signal.SIGKILL
     assert not folder.exists()
     again = fit(tiny_base(), TALKS, TALKS[:2], folder, settings)
-    assert "going on after step 4 of 9" in capsys.readouterr().out
+    assert "going on after step 4," in capsys.readouterr().out
     curve = [step.loss for step in whole.history]
     assert [step.loss for step in again.history] == pytest.approx(curve, rel=1e-5)
     assert again.loss_after == pytest.approx(whole.loss_after, rel=1e-5)
@@ -429,8 +436,8 @@ def test_a_loss_that_is_not_a_number_stops_with_the_dialogues_named(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_an_adapter_that_learnt_nothing_is_an_error(tmp_path):
-    with pytest.raises(BaizeError, match="equals its initial value"):
+def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
+    with pytest.raises(BaizeError, match="lr=0: nothing would be learnt"):
         fit(tiny_base(), TALKS[:4], [], tmp_path / "a", replace(FAST, lr=0))
     assert not (tmp_path / "a").exists()
 

@@ -1,6 +1,5 @@
 """LoRA training on dialogues: what is learnt, how long it takes, and the adapter it leaves."""
 
-from baize_lib.training.batches import encode_all
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import attach, read_card, select, trainable_parameters
 from baize_lib.training.loss import held_out_loss
@@ -14,7 +13,7 @@ from baize_lib.training.planner import (
 )  # fmt: skip
 from baize_lib.training.settings import PRESETS, TrainingSettings
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import encode, mask_html, prompt_ids
+from baize_lib.training.tokens import encode, encode_all, mask_html, prompt_ids
 
 __all__ = [
     "TrainingSettings", "PRESETS", "encode", "mask_html", "prompt_ids", "encode_all", "trainee",

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,12 @@ from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, sha256_of, text_hash, write_atomic, write_jsonl
 from baize_lib.models.base import Base, load_base
 from baize_lib.models.weights import quiet
-from baize_lib.training.batches import encode_all, epoch_steps
 from baize_lib.training.lora import bare_weights, read_card
 from baize_lib.training.loss import held_out_loss, plain_loss
 from baize_lib.training.settings import TrainingSettings, read_run_file
 from baize_lib.training.several import join
 from baize_lib.training.step import Trainee, trainee
-from baize_lib.training.tokens import Encoded, save_layout
+from baize_lib.training.tokens import Encoded, encode_all, epoch_steps, save_layout
 
 __all__ = ["fit"]
 
@@ -61,22 +61,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What training gave. Losses are per learnt token, in nats; `seconds` is training alone.
-
-    `loss_before` and `loss_after` are held-out, None without validation dialogues. `counts` says
-    how many dialogues were dropped or cut, by reason.
-    """
+    """What training gave. Losses are held-out ones per learnt token in nats, None without any."""
 
     adapter_dir: Path
     history: tuple[Step, ...]
     loss_before: float | None
     loss_after: float | None
     num_dialogues: int
-    counts: dict[str, int]
+    counts: dict[str, int]  # dialogues dropped or cut, by reason
     num_tokens: int
-    num_labels: int
     num_trainable: int
-    seconds: float
+    seconds: float  # of training alone
     tokens_per_second: float
 
 
@@ -91,7 +86,7 @@ def fit(
     *,
     sharded: bool = False,
 ) -> Fit:
-    """Train a LoRA adapter and save it, checked, to `adapter_dir`; the base is left as it was.
+    """Train a LoRA adapter and save it to `adapter_dir`; the base is left as it was.
 
     A killed run goes on from its last checkpoint (`<adapter_dir>.checkpoint`) when called again,
     with the same losses as if it had never stopped; a finished one is not trained again. An
@@ -119,16 +114,25 @@ def fit(
         print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
         return finished
     team = join(in_step=sharded)
+    checkpoint = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
+    steps = [
+        (e, step) for e in range(settings.num_epochs) for step in epoch_steps(rows, settings, e)
+    ]
     with trainee(base, settings, team) as student:
-        run = _Run(student, rows, adapter_dir, identity)
         asked = (student.model, held_out, settings.micro_tokens, team)
         before = held_out_loss(*asked) if held_out else None
-        run.train(on_step)
+        history = _train(student, steps, checkpoint, identity, on_step)
         after = held_out_loss(*asked) if held_out else None
-        result = run.result(before, after, counts)
-        if team.is_first:
-            _save(run, result, about or {})
-        team.wait()
+        tokens, rate = sum(map(_num_tokens, steps)), history[-1].tokens_per_second
+        trained = sum(p.numel() for p in student.weights)
+        result = Fit(
+            adapter_dir, tuple(history), before, after, len(rows), counts, tokens, trained,
+            tokens / rate, rate,
+        )  # fmt: skip
+        if team.rank == 0:
+            _save(student, result, identity, about or {})
+            checkpoint.unlink(missing_ok=True)
+        team.total(0, base.model.device)  # the others wait for the files
     return result
 
 
@@ -163,98 +167,86 @@ def _identity(base: Base, rows: Sequence[Encoded], settings: TrainingSettings) -
     }  # fmt: skip
 
 
-class _Run:
-    """The state of one training run: what a checkpoint holds, and how to go on from it."""
+# --- the steps
 
-    def __init__(
-        self, student: Trainee, rows: list[Encoded], adapter_dir: Path, identity: dict[str, Any]
-    ) -> None:
-        self.student, self.rows = student, rows
-        self.adapter_dir, self.identity = adapter_dir, identity
-        self.file = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
-        self.initial = [p.detach().clone() for p in student.weights]
-        epochs = range(student.settings.num_epochs)
-        self.steps = [(e, step) for e in epochs for step in epoch_steps(rows, student.settings, e)]
-        self.history: list[Step] = []
-        self.seconds = 0.0
+_Rows = tuple[int, list[Encoded]]  # the epoch, and what one step learns
 
-    def say(self, text: str) -> None:
-        if self.student.team.is_first:
-            print(text)
 
-    def train(self, on_step: Callable[[Step], Any] | None) -> None:
-        student, total = self.student, len(self.steps)
-        if student.compute != student.base.precision:
-            self.say(f"training multiplies in {student.compute}: {student.reason}")
-        if student.loss is plain_loss:
-            self.say("all logits are computed: this model's are more than hidden states times head")
-        if bare := bare_weights(student.model):
-            self.say(f"no adapter on {', '.join(bare)}")
-        self._resume()
-        student.team.wait()
-        begun, done_before = time.perf_counter() - self.seconds, len(self.history)
-        sizes = [sum(len(row.input_ids) for row in rows) for _, rows in self.steps]
-        with student.computing():
-            for number in range(done_before + 1, total + 1):
-                epoch, rows = self.steps[number - 1]
-                found = student.step(number, total, rows)
-                self.seconds, done = time.perf_counter() - begun, sum(sizes[:number])
-                left = self.seconds * (sum(sizes) - done) / done
-                rate = done / self.seconds
-                self.history.append(Step(number, total, epoch + 1, *found, rate, left))
-                every = student.settings.checkpoint_every
-                if every and number % every == 0 and number < total:
-                    self._checkpoint()
-                if on_step and student.team.is_first:
-                    on_step(self.history[-1])
+def _num_tokens(step: _Rows) -> int:
+    return sum(len(row.input_ids) for row in step[1])
 
-    def result(self, before: float | None, after: float | None, counts: dict[str, int]) -> Fit:
-        epochs = self.student.settings.num_epochs
-        tokens = epochs * sum(len(row.input_ids) for row in self.rows)
-        return Fit(
-            self.adapter_dir, tuple(self.history), before, after, len(self.rows), counts, tokens,
-            epochs * sum(row.num_labels for row in self.rows),
-            sum(p.numel() for p in self.student.weights), self.seconds, tokens / self.seconds,
-        )  # fmt: skip
 
-    def _checkpoint(self) -> None:
-        """Write what `_resume` reads: a SHA-256, and after it everything else."""
-        import torch
+def _train(
+    student: Trainee,
+    steps: Sequence[_Rows],
+    checkpoint: Path,
+    identity: dict[str, Any],
+    on_step: Callable[[Step], Any] | None,
+) -> list[Step]:
+    if student.compute != student.base.precision:
+        print(f"training multiplies in {student.compute}: {student.reason}")
+    if student.loss is plain_loss:
+        print("all logits are computed: this model's are more than hidden states times head")
+    if bare := bare_weights(student.model):
+        print(f"no adapter on {', '.join(bare)}")
+    history, total = _resume(student, checkpoint, identity), len(steps)
+    done, every = sum(map(_num_tokens, steps[: len(history)])), student.settings.checkpoint_every
+    left = sum(map(_num_tokens, steps)) - done
+    begun = time.perf_counter() - (done / history[-1].tokens_per_second if history else 0)
+    with student.computing():
+        for number, (epoch, rows) in enumerate(steps[len(history) :], start=len(history) + 1):
+            found = student.step(number, total, rows)
+            tokens = _num_tokens((epoch, rows))
+            done, left = done + tokens, left - tokens
+            rate = done / (time.perf_counter() - begun)
+            history.append(Step(number, total, epoch + 1, *found, rate, left / rate))
+            if every and number % every == 0 and number < total and student.team.rank == 0:
+                _keep(student, checkpoint, identity, history)
+            if on_step:
+                on_step(history[-1])
+    return history
 
-        if not self.student.team.is_first:
-            return
-        state = {
-            "identity": self.identity, "history": [asdict(step) for step in self.history],
-            "seconds": self.seconds, "scale": self.student.scale,
-            "weights": [p.detach().cpu() for p in self.student.weights],
-            "optimizer": self.student.optimizer.state_dict(),
-        }  # fmt: skip
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.file, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
-    def _resume(self) -> None:
-        import torch
+def _keep(
+    student: Trainee, checkpoint: Path, identity: dict[str, Any], history: Sequence[Step]
+) -> None:
+    """Write what `_resume` reads: a SHA-256, and after it everything else."""
+    import torch
 
-        if not self.file.is_file():
-            return
-        stored = self.file.read_bytes()
-        if hashlib.sha256(stored[32:]).digest() != stored[:32]:
-            raise BaizeError(f"{self.file} is damaged or not a checkpoint: delete it to start anew")
-        saved = torch.load(io.BytesIO(stored[32:]), weights_only=True, map_location="cpu")
-        then, now = saved["identity"], self.identity
-        if changed := [f"{k}: {then.get(k)!r} -> {now[k]!r}" for k in now if then.get(k) != now[k]]:
-            raise BaizeError(
-                f"{self.file} is a checkpoint of another run ({'; '.join(changed)}): go back to "
-                "those settings to finish it, or delete that file to start anew"
-            )
-        with torch.no_grad():
-            for weight, value in zip(self.student.weights, saved["weights"], strict=True):
-                weight.copy_(value)
-        self.student.optimizer.load_state_dict(saved["optimizer"])
-        self.history = [Step(**step) for step in saved["history"]]
-        self.seconds, self.student.scale = saved["seconds"], saved["scale"]
-        self.say(f"going on after step {len(self.history)} of {len(self.steps)}, from {self.file}")
+    state = {
+        "identity": identity, "history": [asdict(step) for step in history],
+        "scale": student.scale, "weights": [p.detach().cpu() for p in student.weights],
+        "optimizer": student.optimizer.state_dict(),
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(checkpoint, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+
+
+def _resume(student: Trainee, checkpoint: Path, identity: dict[str, Any]) -> list[Step]:
+    """The steps done, with the student as it was after them."""
+    import torch
+
+    if not checkpoint.is_file():
+        return []
+    stored = checkpoint.read_bytes()
+    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
+        raise BaizeError(f"{checkpoint} is damaged or not a checkpoint: delete it to start anew")
+    saved = torch.load(io.BytesIO(stored[32:]), weights_only=True, map_location="cpu")
+    then = saved["identity"]
+    changed = [f"{k}: {then.get(k)!r} -> {v!r}" for k, v in identity.items() if then.get(k) != v]
+    if changed:
+        raise BaizeError(
+            f"{checkpoint} is a checkpoint of another run ({'; '.join(changed)}): go back to "
+            "those settings to finish it, or delete that file to start anew"
+        )
+    with torch.no_grad():
+        for weight, value in zip(student.weights, saved["weights"], strict=True):
+            weight.copy_(value)
+    student.optimizer.load_state_dict(saved["optimizer"])
+    student.scale = saved["scale"]
+    print(f"going on after step {len(saved['history'])}, from {checkpoint}")
+    return [Step(**step) for step in saved["history"]]
 
 
 # --- the adapter's folder
@@ -270,70 +262,48 @@ def _finished(adapter_dir: Path, identity: dict[str, Any]) -> Fit | None:
             return None
         history = tuple(Step(**row) for row in read_jsonl(adapter_dir / "history.jsonl"))
         known = {name: card[name] for name in _KEPT}
-    except (OSError, ValueError, KeyError, TypeError, BaizeError):
+    except (KeyError, TypeError, BaizeError):
         return None
     return Fit(adapter_dir=adapter_dir, history=history, **known)
 
 
-def _set_aside(adapter_dir: Path) -> None:
-    """Rename what stands where an adapter is to be written: it cost somebody an afternoon."""
-    if not adapter_dir.exists():
-        return
-    number = 1
-    while (aside := adapter_dir.with_name(f"{adapter_dir.name}.{number}")).exists():
-        number += 1
-    adapter_dir.rename(aside)
-    print(f"an earlier adapter, of another run, is kept in {aside.name}/")
-
-
-def _save(run: _Run, result: Fit, about: dict[str, Any]) -> None:
-    """Write the adapter beside its place, read it back, compare, and only then put it there."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    model, target = run.student.model, run.adapter_dir
-    if all(torch.equal(p, p0) for p, p0 in zip(run.student.weights, run.initial, strict=True)):
-        raise BaizeError("the adapter equals its initial value: nothing was learnt; raise lr")
+def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write the adapter beside its place, and only when it is whole put it there."""
+    target, settings = result.adapter_dir, student.settings
     part = target.with_name(f".{target.name}.new")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with quiet():
-            model.save_pretrained(part, save_embedding_layers=False)
+            student.model.save_pretrained(part, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # an empty form with a path of this machine
-        settings = run.student.settings
-        save_layout(part, run.student.base.tokenizer, settings.language, settings.end_token)
+        save_layout(part, student.base.tokenizer, settings.language, settings.end_token)
         write_jsonl(part / "history.jsonl", map(asdict, result.history))
-        card = _card(run, result, part) | about
+        card = _card(student, result, identity, part) | about
         write_atomic(part / "baize_run.json", json.dumps(card, indent=1))
-        saved = load_file(part / "adapter_model.safetensors")
     except OSError as error:
         raise BaizeError(
             f"the adapter was not written to {part} ({error}): free some disk space and run again"
         ) from error
-    meant = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if saved.keys() != meant.keys() or any(
-        not torch.equal(saved[name], value.cpu()) for name, value in meant.items()
-    ):
-        raise BaizeError(f"{part} does not read back as it was written: check the disk")
-    _set_aside(target)
+    if target.exists():  # it cost somebody an afternoon
+        number = 1
+        while (aside := target.with_name(f"{target.name}.{number}")).exists():
+            number += 1
+        target.rename(aside)
+        print(f"an earlier adapter, of another run, is kept in {aside.name}/")
     part.rename(target)
-    run.file.unlink(missing_ok=True)
 
 
-def _card(run: _Run, result: Fit, folder: Path) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    student, files = run.student, ("adapter_model.safetensors", "adapter_config.json")
+def _card(student: Trainee, result: Fit, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
+    files = ("adapter_model.safetensors", "adapter_config.json")
     return {
         "base_model": student.base.name,
-        "weights": run.identity["base's weights"],
+        "weights": identity["base's weights"],
         "template": TEMPLATE,
         "language": student.settings.language,
         "precision": student.base.precision,
         "compute": student.compute,
-        "corpus": run.identity["corpus"],
-        "identity": run.identity,
+        "corpus": identity["corpus"],
+        "identity": identity,
         "settings": asdict(student.settings),
         **{name: getattr(result, name) for name in _KEPT},
         "checksums": {name: sha256_of(folder / name) for name in files},
@@ -352,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(chosen) != 1:
         print("usage: python -m baize_lib.training.fit RUN.yaml (settings.py says what is in it)")
         return 2
-    first = join().is_first
+    first = join().rank == 0
     try:
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
             file = read_run_file(chosen[0])

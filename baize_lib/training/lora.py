@@ -18,7 +18,7 @@ from baize_lib.dialogue import TEMPLATE
 from baize_lib.files import sha256_of
 from baize_lib.models.base import Base
 from baize_lib.models.shapes import Shape
-from baize_lib.models.weights import quiet
+from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -40,11 +40,9 @@ def add_adapter(base: Base, settings: TrainingSettings) -> "PeftModel":
     """
     import torch
 
-    if settings.rank < 1 or settings.num_epochs < 1 or settings.batch_size < 1:
-        raise BaizeError(
-            f"rank={settings.rank}, num_epochs={settings.num_epochs}, "
-            f"batch_size={settings.batch_size}: each must be at least 1"
-        )
+    for name in ("rank", "lr", "num_epochs", "batch_size"):
+        if getattr(settings, name) <= 0:
+            raise BaizeError(f"{name}={getattr(settings, name)}: nothing would be learnt; raise it")
     detach(base)
     if settings.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -62,12 +60,8 @@ def _with_lora(model: "PreTrainedModel", settings: TrainingSettings, name: str) 
             target_modules=_target_names(model, settings.targets, name), task_type="CAUSAL_LM",
             use_rslora=settings.rslora, use_dora=settings.dora,
         )  # fmt: skip
-        try:
+        with refusing(f"no adapter fits {settings.targets} of {name}", "choose other targets"):
             return get_peft_model(model, lora)
-        except ValueError as error:
-            raise BaizeError(
-                f"an adapter cannot be put on {settings.targets} of {name} ({error})"
-            ) from error
 
 
 def inner_model(model: "nn.Module") -> "PreTrainedModel":
@@ -170,14 +164,9 @@ def read_card(folder: Path | str) -> dict[str, Any]:
                 f"adapter folder {folder} has no {name}: train one with notebook "
                 "04_lora_training, or use the recorded one in data/adapter"
             )
-    try:
-        card = json.loads((folder / "baize_run.json").read_text(encoding="utf-8"))
-        checksums = card.get("checksums", {}).items()
-    except (ValueError, AttributeError) as error:
-        raise BaizeError(
-            f"{folder / 'baize_run.json'} is damaged ({error}): train again"
-        ) from error
-    for name, checksum in checksums:
+    with refusing(f"{folder / 'baize_run.json'} is damaged", "train it again"):
+        card = dict(json.loads((folder / "baize_run.json").read_text(encoding="utf-8")))
+    for name, checksum in card.get("checksums", {}).items():
         if sha256_of(folder / name) != checksum:
             raise BaizeError(f"{folder / name} is damaged (its checksum differs): train it again")
     return card
@@ -193,29 +182,23 @@ def attach(base: Base, folder: Path | str) -> str:
     name = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]
     if peft and name in peft.peft_config:
         return name
-    theirs, ours = card.get("base_model"), base.name
-    if card.get("precision") == base.precision and "weights" in card:
+    theirs, ours = card["base_model"], base.name
+    if card["precision"] == base.precision and "weights" in card:
         theirs, ours = card["weights"], base.fingerprint()  # whatever the two are called
-    for what, there, here in (("base", theirs, ours), ("template", card.get("template"), TEMPLATE)):
+    for what, there, here in (("base", theirs, ours), ("template", card["template"], TEMPLATE)):
         if there != here:
             raise BaizeError(
                 f"the adapter in {folder} was trained with {what} {there!r} and this is {here!r}: "
                 "load the matching one, or train again"
             )
-    try:
-        with quiet():
-            from peft import PeftModel
+    with quiet(), refusing(f"the adapter in {folder} is damaged or does not fit", "train it again"):
+        from peft import PeftModel
 
-            if peft:
-                peft.load_adapter(folder, adapter_name=name)
-            else:
-                peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
-                base.attached.update(peft=peft.eval(), selected=name)
-    except Exception as error:  # the readers of its files raise many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaizeError(
-            f"the adapter in {folder} does not fit or is damaged ({first}): train it again"
-        ) from error
+        if peft:
+            peft.load_adapter(folder, adapter_name=name)
+        else:
+            peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
+            base.attached.update(peft=peft.eval(), selected=name)
     return name
 
 

@@ -58,13 +58,11 @@ def _padded(model: "nn.Module", batch: Batch) -> tuple["Tensor", "Tensor"]:
     attention mask is needed and the fast kernels apply.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width, device = max(len(row.input_ids) for row in batch), inner_model(model).device
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full((len(batch), width), IGNORED)
-    for i, row in enumerate(batch):
-        ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        labels[i, : len(row.labels)] = torch.tensor(row.labels)
+    device = inner_model(model).device
+    ids = pad_sequence([torch.tensor(row.input_ids) for row in batch], True)
+    labels = pad_sequence([torch.tensor(row.labels) for row in batch], True, IGNORED)
     return ids.to(device), labels[:, 1:].to(device)
 
 
@@ -74,21 +72,17 @@ def loss_of(model: "nn.Module") -> Loss:
     """
     import torch
 
-    inner, was_training = inner_model(model), model.training
+    inner = inner_model(model.eval())
     head, ids = inner.get_output_embeddings(), torch.arange(1, 17, device=inner.device)[None]
     if type(head) is not torch.nn.Linear:
         return plain_loss
     try:
         with torch.no_grad():
-            model.eval()
-            hidden = text_model(model)(input_ids=ids, use_cache=False)
+            hidden = text_model(model)(input_ids=ids, use_cache=False).last_hidden_state
             logits = inner(input_ids=ids, use_cache=False).logits
-            hidden = getattr(hidden, "last_hidden_state", logits)
             by_hand = torch.nn.functional.linear(hidden, head.weight).to(logits.dtype)
-    except RuntimeError:  # of other sizes
+    except (AttributeError, RuntimeError):  # no hidden states, or of another size
         return plain_loss
-    finally:
-        model.train(was_training)
     return fast_loss if torch.equal(by_hand, logits) else plain_loss
 
 
@@ -96,7 +90,7 @@ def loss_of(model: "nn.Module") -> Loss:
 
 
 def lanes(model: "nn.Module", settings: TrainingSettings | None = None) -> int:
-    """How many micro-batches to compute side by side: up to four on a CPU, for the memory of four.
+    """How many micro-batches to compute side by side: up to four on a CPU, which share its tokens.
 
     One where modules keep something between their calls: random numbers (dropout), packed weights,
     mixtures of experts, rotations that depend on the length, and families not tried here.
@@ -149,7 +143,7 @@ def backward(
     at_once: int = 1,
     scale: float = 1.0,
 ) -> float:
-    """Add the gradients of the batches' loss over `num_labels` tokens; returns its sum, in nats.
+    """Set the gradients of the batches' loss over `num_labels` tokens; returns its sum, in nats.
 
     Args:
         num_labels: of the whole optimiser step, so that micro-batches add up to one gradient.
@@ -160,23 +154,20 @@ def backward(
     import torch
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
-        if weight.grad is None:  # laid out in memory like the weight, as optimisers expect
-            weight.grad = torch.zeros_like(weight)
+    for weight in weights:  # laid out in memory like the weight, as optimisers expect
+        weight.grad = torch.zeros_like(weight)
 
-    def gradients(batch: Batch) -> tuple[float, Sequence["Tensor | None"]]:
+    def gradients(batch: Batch) -> tuple[float, Sequence["Tensor"]]:
         found = loss(model, batch)
         # an expert that no token went to has no gradient
-        return found.item(), torch.autograd.grad(
-            found * (scale / num_labels), weights, allow_unused=True
-        )
+        unused = {"allow_unused": True, "materialize_grads": True}
+        return found.item(), torch.autograd.grad(found * (scale / num_labels), weights, **unused)
 
     total = 0.0
     for found, parts in _side_by_side(gradients, batches, at_once):
         total += found
         for weight, part in zip(weights, parts, strict=True):
-            if part is not None:
-                weight.grad += part
+            weight.grad += part
     return total
 
 
@@ -198,16 +189,14 @@ def held_out_loss(
 
     if not rows:
         raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
-    team, was_training, loss = team or Team(), model.training, loss_of(model)
+    team, loss = team or Team(), loss_of(model.eval())
     at_once = 1 if team.in_step else lanes(model)
 
     def measured(batch: Batch) -> float:
         with torch.no_grad():  # each thread has its own
             return loss(model, batch).item()
 
-    model.eval()
     with fast(model):
         batches = team.batches(rows, lane_tokens(micro_tokens, at_once))
         total = sum(_side_by_side(measured, batches, at_once))
-    model.train(was_training)
     return team.total(total, inner_model(model).device) / sum(row.num_labels for row in rows)

@@ -24,11 +24,10 @@ import yaml
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
 from baize_lib.models.shapes import Shape
-from baize_lib.training.batches import epoch_steps, micro_batches
 from baize_lib.training.lora import lora_counts
-from baize_lib.training.settings import TrainingSettings, checked, preset_of
+from baize_lib.training.settings import TrainingSettings, preset_of
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import Encoded
+from baize_lib.training.tokens import Encoded, epoch_steps, micro_batches
 
 __all__ = ["DEVICES", "Corpus", "corpus_of", "measure", "plan", "this_machine"]
 
@@ -47,13 +46,12 @@ class Device:
     float32: float | None = None
     bfloat16: bool = True
     usd: float | None = None
-    rent: str = "not looked up"
     source: str = "NVIDIA's own figure"
     names: str = ""
 
 
 _CARDS = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
-DEVICES = {name: checked(Device, {"name": name, **row}, name) for name, row in _CARDS.items()}
+DEVICES = {name: Device(name, **row) for name, row in _CARDS.items()}
 
 
 def device_called(name: str) -> Device:
@@ -65,14 +63,11 @@ def device_called(name: str) -> Device:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """How much there is to train on, all epochs together: rows and their mean length in tokens.
-
-    `padding` is the share of computed tokens that would be padding, in [0, 1).
-    """
+    """How much there is to train on, all epochs together."""
 
     num_rows: int
     mean_tokens: float
-    padding: float = 0.0
+    padding: float = 0.0  # the share of computed tokens that would be padding, in [0, 1)
 
     @property
     def num_tokens(self) -> int:
@@ -105,9 +100,8 @@ def corpus_of(rows: Sequence[Encoded], settings: TrainingSettings) -> Corpus:
 
 
 def this_machine(compute: str = "auto") -> Device:
-    """The machine this runs on. A GPU's peak is its data sheet's, or None for a card that is not in
-    `DEVICES`; a CPU's is what its own matrix products reach in what training multiplies in
-    (`TrainingSettings.compute`), measured in a second.
+    """The machine this runs on. A GPU's peak is its data sheet's; a CPU's is what its own matrix
+    products reach in what training multiplies in (`TrainingSettings.compute`), in a second.
     """
     import psutil
     import torch
@@ -124,12 +118,10 @@ def this_machine(compute: str = "auto") -> Device:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What some steps of real training took on `device`: real tokens/s, GB on top of the weights,
-    and floating-point operations, which it did a second.
-    """
+    """What some steps of real training took on `device`."""
 
-    tokens_per_second: float
-    gigabytes: float
+    tokens_per_second: float  # real ones, no padding
+    gigabytes: float  # on top of the weights
     num_steps: int
     operations_per_second: float
     device: str
@@ -158,8 +150,9 @@ def measure(
                 tokens, begun = 0, time.perf_counter()
         rate = tokens / (time.perf_counter() - begun)
     operations = _operations(Shape.of(base.model.config), settings) * rate
-    on_card = torch.cuda.is_available()
-    name = device_called(torch.cuda.get_device_name()).name if on_card else _CPU
+    name = _CPU
+    if torch.cuda.is_available():
+        name = device_called(torch.cuda.get_device_name()).name
     return Measured(rate, max(used) / 1e9, num_steps, operations, name)
 
 
@@ -175,22 +168,23 @@ def _memory_used() -> Iterator[list[float]]:
     import torch
 
     process, done, seen = psutil.Process(), threading.Event(), [0.0]
-    on_card = torch.cuda.is_available()
-    before = torch.cuda.memory_allocated() if on_card else process.memory_info().rss
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield seen
+        seen.append(torch.cuda.max_memory_allocated() - before)
+        return
+    before = process.memory_info().rss
 
     def watch() -> None:
-        while not on_card and not done.wait(0.01):
+        while not done.wait(0.01):
             seen.append(process.memory_info().rss - before)
 
     threading.Thread(target=watch, daemon=True).start()
-    if on_card:
-        torch.cuda.reset_peak_memory_stats()
     try:
         yield seen
     finally:
         done.set()
-        if on_card:
-            seen.append(torch.cuda.max_memory_allocated() - before)
 
 
 # --- planning
@@ -198,10 +192,10 @@ def _memory_used() -> Iterator[list[float]]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An estimate. None means unknown; `memory` is in GB by part; `basis` says what it rests on.
+    """An estimate; None means unknown.
 
-    `hours_padded` and `gigabytes_padded` are those of the published recipe: every row padded to
-    512, and PEFT's and transformers' own code, which keeps every logit.
+    The padded columns are those of the published recipe: every row padded to 512, and PEFT's and
+    transformers' own code, which keeps every logit.
     """
 
     device: str
@@ -209,14 +203,14 @@ class Plan:
     num_parameters: int
     num_trainable: int
     corpus: Corpus
-    memory: dict[str, float]
+    memory: dict[str, float]  # GB by part
     gigabytes_padded: float
     fits: bool | None
     tokens_per_second: float | None
     hours: float | None
     hours_padded: float | None
     usd: float | None
-    basis: str
+    basis: str  # what it rests on
 
     @property
     def gigabytes(self) -> float:
@@ -253,19 +247,17 @@ def plan(
     *,
     precision: str | None = None,
     measured: Measured | None = None,
-    usd_per_hour: float | None = None,
 ) -> Plan:
     """Estimate one training run.
 
     Args:
         base: a loaded base, a Shape, or the name of a preset, which brings its settings along.
-        device: a Device or its name; of one not in `DEVICES` what is not known stays unknown.
-        settings: rank, targets, micro-batch and checkpointing; default the preset's, or ours.
+        device: a Device or its name; rents differ, `replace(DEVICES["L4"], usd=0.5)` takes yours.
+        settings: default the preset's, or ours.
         precision: of the frozen weights; default the loaded base's or the preset's, else bfloat16,
             or float32 where the device has no bfloat16.
         measured: steps measured on this very device, of this base or another: their share of the
             device's peak replaces the assumed one.
-        usd_per_hour: your price, to replace the one in `DEVICES`.
 
     Raises:
         BaizeError: an unknown preset or precision, or steps measured on another device.
@@ -286,13 +278,12 @@ def plan(
     if precision in ("int8", "nf4") and not measured:
         basis += f"; unpacking {precision} takes longer, how much is not known here"
     hours = corpus.num_tokens / rate / 3600 if rate else None
-    price = device.usd if usd_per_hour is None else usd_per_hour
     return Plan(
         device.name, precision, base.num_parameters, trainable, corpus, memory,
         sum(memory_padded.values()),
         sum(memory.values()) < 0.94 * device.memory if device.memory else None, rate, hours,
         hours and hours * (1 - corpus.padding) / (1 - corpus.padding_to_512),
-        None if hours is None or price is None else hours * price, basis,
+        None if hours is None or device.usd is None else hours * device.usd, basis,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -33,91 +33,80 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How to train. The defaults suit the course's own student; `PRESETS` holds Baize's.
+    """How to train. The defaults suit the course's own student; `PRESETS` holds Baize's."""
 
-    Attributes:
-        dropout: of LoRA's input. On a CPU the article's 0.05 costs speed: masks to draw, and
-            one micro-batch at a time.
-        targets: names of the layers that get an adapter, or "all-linear": every linear layer of
-            the text model but its head.
-        batch_size: dialogues per optimiser step.
-        compute: the precision of training's products: "float32", "bfloat16", or "auto": the base's
-            own, but bfloat16 on a CPU with instructions for it.
-        micro_tokens: padded tokens computed at once; less saves memory and changes nothing else.
-        max_length: tokens of one dialogue; longer ones are cut at a turn.
-        loss_on: "replies", or "all" as in Baize v1.
-        end_token: end each reply with the end token, which is learnt too; Baize v1 had none.
-        warmup: optimiser steps until `lr` is reached, at most a tenth of all.
-        schedule: "cosine" or "linear", both down to zero.
-        checkpoint_every: optimiser steps between checkpoints; 0 for none.
-    """
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a key that nothing reads is refused
 
     rank: int = 8
     alpha: float = 16
-    dropout: float = 0.0
-    targets: tuple[str, ...] | str = "all-linear"
+    dropout: float = 0.0  # of LoRA's input; any slows a CPU, the article's 0.05 too
+    targets: tuple[str, ...] | str = "all-linear"  # names of layers; or all, the head left out
     rslora: bool = False
     dora: bool = False
     lr: float = 1e-3
     num_epochs: int = 2
-    batch_size: int = 8
-    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    micro_tokens: int = 1024
-    max_length: int = 512
-    loss_on: Literal["replies", "all"] = "replies"
-    end_token: bool = True
-    warmup: int = 100
-    schedule: Literal["cosine", "linear"] = "cosine"
+    batch_size: int = 8  # dialogues per optimiser step
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # see `compute_precision`
+    micro_tokens: int = 1024  # padded tokens computed at once: less saves memory, changes no result
+    max_length: int = 512  # tokens of one dialogue; longer ones are cut at a turn
+    loss_on: Literal["replies", "all"] = "replies"  # "all" as in Baize v1
+    end_token: bool = True  # end each reply with the end token, learnt too; Baize v1 had none
+    warmup: int = 100  # optimiser steps until `lr` is reached, at most a tenth of all
+    schedule: Literal["cosine", "linear"] = "cosine"  # both down to zero
     max_grad_norm: float = 1.0
     seed: int = 0
     language: str = "en"
     gradient_checkpointing: bool = False
-    checkpoint_every: int = 10
+    checkpoint_every: int = 10  # optimiser steps; 0 for never
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A base, the precision to load it in, settings that suit it, and their source.
-
-    `published` is what its authors report of their own run: hours, and gigabytes of memory.
-    """
+    """A base and the settings that suit it; `presets.yaml` names the sources."""
 
     base: str
     config: dict[str, str | int | bool]
-    source: str
     settings: TrainingSettings
-    precision: str = "auto"
-    published: dict[str, float] = field(default_factory=dict)
+    precision: str = "auto"  # to load the base in
+    published: dict[str, float] = field(default_factory=dict)  # its authors' hours and gigabytes
 
     @property
     def shape(self) -> Shape:
         return Shape.of(self.config)
 
 
-def checked(kind: type[_T], said: Mapping[str, object], where: str) -> _T:
-    """`said` as an instance of the dataclass `kind`.
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """What a run file says; paths are relative to the working folder."""
 
-    Raises:
-        BaizeError: a key that nothing reads, or a value of another type; `where` is named.
-    """
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a key that nothing reads is refused
+
+    train: Path  # a corpus in chat format, one dialogue a line
+    adapter: Path  # the folder to write
+    validation: Path | None = None
+    base: str = "smollm2-135m"
+    precision: str = "auto"
+    shard: bool = False
+    settings: TrainingSettings = TrainingSettings()
+
+
+def _checked(kind: type[_T], said: Mapping[str, Any], where: str) -> _T:
+    """`said` as an instance of the dataclass `kind`."""
     from pydantic import TypeAdapter, ValidationError
 
-    known = [f.name for f in fields(kind)]
-    if not isinstance(said, Mapping):
-        raise BaizeError(f"{where}: expected `key: value` pairs, not {said!r}")
-    if unknown := [str(key) for key in said if key not in known]:
-        raise BaizeError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     try:
-        return TypeAdapter(kind).validate_python(dict(said))
+        return TypeAdapter(kind).validate_python(said)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "something"
-        raise BaizeError(f"{where}: {name} is {first['input']!r}: {first['msg']}") from error
+        wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
+        known = ", ".join(field.name for field in fields(kind))
+        raise BaizeError(f"{where}: {wrong}; known are {known}") from error
 
 
 def _read_presets() -> dict[str, Preset]:
+    from pydantic import TypeAdapter
+
     text = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
-    return {name: checked(Preset, said, name) for name, said in yaml.safe_load(text).items()}
+    return TypeAdapter(dict[str, Preset]).validate_python(yaml.safe_load(text))
 
 
 PRESETS = _read_presets()
@@ -130,24 +119,6 @@ def preset_of(name: str) -> Preset:
     return PRESETS[name]
 
 
-@dataclass(frozen=True, slots=True)
-class RunFile:
-    """What a run file says; paths are relative to the working folder.
-
-    Attributes:
-        train: a corpus in chat format, one dialogue a line; `validation` likewise, or None.
-        adapter: the folder to write.
-    """
-
-    train: Path
-    adapter: Path
-    validation: Path | None = None
-    base: str = "smollm2-135m"
-    precision: str = "auto"
-    shard: bool = False
-    settings: TrainingSettings = TrainingSettings()
-
-
 def read_run_file(path: Path | str) -> RunFile:
     """Read and check a run file.
 
@@ -157,18 +128,14 @@ def read_run_file(path: Path | str) -> RunFile:
     """
     try:
         said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BaizeError(f"run file {path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BaizeError(f"run file {path} is not YAML ({error})") from error
-    if not isinstance(said, dict):
-        raise BaizeError(f"run file {path} is not a list of `key: value` lines")
-    settings, start = said.pop("settings", None) or {}, asdict(TrainingSettings())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BaizeError(f"run file {path} cannot be read as YAML ({error})") from error
+    settings = said.get("settings") or {} if isinstance(said, dict) else said
+    if not isinstance(settings, dict):
+        raise BaizeError(f"{path}: expected `key: value` lines, and such pairs as `settings`")
     if "preset" in said:
         preset = preset_of(said.pop("preset"))
-        start = asdict(preset.settings)
         said = {"base": preset.base, "precision": preset.precision} | said
-    checked(TrainingSettings, settings, f"settings in {path}")
-    if missing := [key for key in ("train", "adapter") if key not in said]:
-        raise BaizeError(f"{path} does not say {' and '.join(missing)}: add `{missing[0]}: PATH`")
-    return checked(RunFile, said | {"settings": start | settings}, str(path))
+        settings = asdict(preset.settings) | settings
+    settings = _checked(TrainingSettings, settings, f"settings in {path}")
+    return _checked(RunFile, said | {"settings": settings}, str(path))

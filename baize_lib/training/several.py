@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
-from baize_lib.training.batches import micro_batches
 from baize_lib.training.lora import text_model
-from baize_lib.training.tokens import IGNORED, Encoded
+from baize_lib.training.tokens import IGNORED, Encoded, micro_batches
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -31,18 +30,11 @@ _NOTHING = Encoded([0], [IGNORED])  # a row without a label: it is computed and 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """This process's number and how many there are.
-
-    `in_step`: all must compute equally many micro-batches, because the base is sharded.
-    """
+    """This process's number and how many there are."""
 
     rank: int = 0
     size: int = 1
-    in_step: bool = False
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+    in_step: bool = False  # all compute equally many micro-batches, because the base is sharded
 
     def batches(self, rows: Sequence[Encoded], micro_tokens: int) -> list[list[Encoded]]:
         """This process's micro-batches of a step's rows; at least one."""
@@ -52,32 +44,21 @@ class Team:
 
     def add_up(self, tensors: Sequence["Tensor"]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""
-        if self.size == 1:
-            return
-        import torch
         from torch.distributed import all_reduce
+        from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        if self.size > 1:
+            flat = parameters_to_vector(tensors)
+            all_reduce(flat)
+            vector_to_parameters(flat, tensors)
 
     def total(self, number: float, device: "device") -> float:
-        """The sum of every process's `number`."""
-        if self.size == 1:
-            return number
+        """The sum of every process's `number`; none goes on before all have come here."""
         import torch
 
-        held = torch.tensor([number], dtype=torch.float64, device=device)
+        held = torch.tensor(number, dtype=torch.float64, device=device)
         self.add_up([held])
         return held.item()
-
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.size > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
 
 
 def join(*, in_step: bool = False) -> Team:

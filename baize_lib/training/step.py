@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
-from baize_lib.models.weights import quiet
+from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.lora import add_adapter
 from baize_lib.training.loss import Loss, backward, lane_tokens, lanes, loss_of
 from baize_lib.training.settings import TrainingSettings
@@ -33,24 +33,19 @@ __all__ = ["trainee"]
 
 @dataclass(slots=True)
 class Trainee:
-    """A base with a new adapter on it, ready for optimiser steps.
-
-    Attributes:
-        compute: the precision training multiplies in; `reason` says why.
-        scale: how much too large gradients are computed: in float16 small ones would vanish.
-    """
+    """A base with a new adapter on it, ready for optimiser steps."""
 
     base: Base
     model: "PeftModel"
     settings: TrainingSettings
     team: Team
-    compute: str
-    reason: str
+    compute: str  # the precision training multiplies in
+    reason: str  # why that
     loss: Loss
-    lanes: int
-    weights: "list[nn.Parameter]"
+    lanes: int  # micro-batches side by side
+    weights: "list[nn.Parameter]"  # the adapter's
     optimizer: "Optimizer"
-    scale: float
+    scale: float  # how much too large gradients are computed: in float16 small ones would vanish
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -81,7 +76,6 @@ class Trainee:
         num_labels = sum(row.num_labels for row in rows)
         batches = team.batches(rows, lane_tokens(settings.micro_tokens, self.lanes))
         while True:
-            self.optimizer.zero_grad()
             # so that a resumed run drops alike, and no two processes do
             torch.manual_seed((settings.seed * 1_000_003 + number) * team.size + team.rank)
             loss = backward(self.model, batches, num_labels, self.loss, self.lanes, self.scale)
@@ -128,12 +122,14 @@ def trainee(base: Base, settings: TrainingSettings, team: Team | None = None) ->
             shard(base, weights)
         optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0, fused=True)
         at_once = 1 if team.in_step else lanes(model, settings)
-        _refuse_unless_causal(base)
-        student = Trainee(
-            base, model, settings, team, compute, reason, loss_of(model), at_once, weights,
-            optimizer, 1024.0 if compute == "float16" else 1.0,
-        )  # fmt: skip
-        _rehearse(student)
+        what = f"{base.name} ({base.model.config.model_type}) cannot be trained here"
+        with refusing(what, "choose another base model"):
+            _refuse_unless_causal(base)
+            student = Trainee(
+                base, model, settings, team, compute, reason, loss_of(model), at_once, weights,
+                optimizer, 1024.0 if compute == "float16" else 1.0,
+            )  # fmt: skip
+            _rehearse(student)
         yield student
     finally:
         with quiet():
@@ -147,7 +143,7 @@ def _refuse_unless_causal(base: Base) -> None:
 
     ids = torch.arange(1, 17, device=base.model.device).repeat(2, 1)
     ids[1, -1] = 1
-    with torch.no_grad(), _named_failures(base):
+    with torch.no_grad():
         one, other = (base.model.eval()(input_ids=x[None], use_cache=False).logits for x in ids)
     apart = (one - other)[:, :-1].abs().max().item()
     if apart > 30 * torch.finfo(one.dtype).eps * one.abs().max().item():
@@ -159,27 +155,13 @@ def _refuse_unless_causal(base: Base) -> None:
 
 def _rehearse(student: Trainee) -> None:
     row = Encoded([*range(1, 17)], [*range(1, 17)], "rehearsal")
-    with _named_failures(student.base), student.computing():
+    with student.computing():
         backward(student.model, [[row]], row.num_labels, student.loss)
     if not any(weight.grad.any() for weight in student.weights):
         raise BaizeError(
             f"no gradient reaches the adapter on {student.settings.targets} of "
             f"{student.base.name}: use targets='all-linear'"
         )
-
-
-@contextlib.contextmanager
-def _named_failures(base: Base) -> Iterator[None]:
-    try:
-        yield
-    except BaizeError:
-        raise
-    except Exception as error:  # each family has its own ways to fail
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaizeError(
-            f"{base.name} ({base.model.config.model_type}) cannot be trained here ({first}): "
-            "choose another base model"
-        ) from error
 
 
 def _learning_rate(number: int, total: int, settings: TrainingSettings) -> float:

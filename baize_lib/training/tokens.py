@@ -1,17 +1,26 @@
-"""From a dialogue to tokens and back: what is read, what is learnt, and what a model is asked with.
+"""From dialogues to tokens: what is read, what is learnt, and what a model is asked with.
 
 The model learns what the assistant says and the end token after it, and nothing of what the human
 says; the *loss mask* tells the two apart. Training and chatting both come through here.
 
     "\\n[|Human|] Capital?\\n[|AI|]" -> read        " Dodoma.<|im_end|>" -> learnt
+
+What a *micro-batch* holds changes speed and memory and nothing else:
+
+    rows, counts = encode_all(dialogues, tokenizer, settings)
+    for rows_of_step in epoch_steps(rows, settings, epoch=0):
+        for micro_batch in micro_batches(rows_of_step, settings.micro_tokens): ...
 """
 
 import copy
 import html
+import itertools
 import json
+import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,26 +35,24 @@ from baize_lib.dialogue import (
     check_language,
     pieces,
 )  # fmt: skip
+from baize_lib.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-__all__ = ["encode", "prompt_ids", "save_layout", "mask_html"]
+__all__ = ["encode", "encode_all", "prompt_ids", "save_layout", "mask_html"]
 
 IGNORED = -100  # the label of a token that is read, not learnt
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One dialogue as tokens. `labels` equals `input_ids` where the loss counts, else IGNORED.
-
-    `num_cut` is the number of turns that did not fit into the allowed length.
-    """
+    """One dialogue as tokens."""
 
     input_ids: list[int]
-    labels: list[int]
+    labels: list[int]  # as input_ids where the loss counts, else IGNORED
     id: str = ""
-    num_cut: int = 0
+    num_cut: int = 0  # turns that did not fit into the allowed length
 
     @property
     def num_labels(self) -> int:
@@ -63,11 +70,8 @@ def encode(
     """Tokens and loss mask of one dialogue, cut to whole turns of at most `max_length` tokens.
 
     Each piece of `dialogue.pieces` is tokenised by itself, so the mask falls exactly between
-    tokens, and a prompt's tokens are always a prefix of the tokens trained on.
-
-    Args:
-        loss_on: "replies", or "all" as in Baize v1.
-        end_token: end each reply with the end token; Baize v1 did not.
+    tokens, and a prompt's tokens are always a prefix of the tokens trained on. `loss_on` and
+    `end_token` are those of `TrainingSettings`.
 
     Raises:
         BaizeError: roles do not alternate, no reply, or a tokenizer without an end token.
@@ -76,10 +80,9 @@ def encode(
         raise BaizeError("the tokenizer has no end token, so replies could not learn to stop")
     if loss_on not in ("replies", "all"):
         raise BaizeError(f"loss_on={loss_on!r} is unknown: use 'replies' or 'all'")
-    id = messages.id if isinstance(messages, Dialogue) else ""
-    spoken = messages.messages if isinstance(messages, Dialogue) else messages
-    laid_out = pieces(spoken, language=language)
-    ids, labels = _start(tokenizer), [IGNORED] * len(_start(tokenizer))
+    id, spoken = getattr(messages, "id", ""), getattr(messages, "messages", messages)
+    laid_out, ids = pieces(spoken, language=language), _start(tokenizer)
+    labels = [IGNORED] * len(ids)
     for i in range(0, len(laid_out), 2):  # a question and its reply
         parts = [_piece_ids(piece, tokenizer, end_token) for piece in laid_out[i : i + 2]]
         if len(ids) + sum(map(len, parts)) > max_length:
@@ -88,6 +91,57 @@ def encode(
             ids += part
             labels += part if piece.learn or loss_on == "all" else [IGNORED] * len(part)
     return Encoded(ids, labels, id)
+
+
+def encode_all(
+    dialogues: Sequence[Dialogue], tokenizer: "Tokenizer", settings: TrainingSettings
+) -> tuple[list[Encoded], Counter[str]]:
+    """Encode a corpus. Returns the rows, and counts of dialogues dropped or cut, by reason.
+
+    Raises:
+        BaizeError: a dialogue is malformed; it is named.
+    """
+    rows, reasons = [], Counter()
+    chosen = (settings.max_length, settings.loss_on, settings.language, settings.end_token)
+    for number, dialogue in enumerate(dialogues, start=1):
+        name = dialogue.id or str(number)
+        try:
+            row = encode(dialogue, tokenizer, *chosen)
+        except BaizeError as error:
+            raise BaizeError(f"dialogue {name}: {error}") from error
+        if not row.num_labels:
+            reasons[f"dropped: first turn longer than {settings.max_length} tokens"] += 1
+            continue
+        reasons["cut at a turn"] += row.num_cut > 0
+        rows.append(replace(row, id=name))
+    return rows, +reasons
+
+
+def epoch_steps(
+    rows: Sequence[Encoded], settings: TrainingSettings, epoch: int
+) -> list[list[Encoded]]:
+    """One epoch: the rows of each optimiser step, shuffled, yet alike in length."""
+    shuffled = list(rows)
+    random.Random(f"{settings.seed} {epoch}").shuffle(shuffled)
+    window, size = 16 * settings.batch_size, settings.batch_size
+    steps = []
+    for start in range(0, len(shuffled), window):
+        near = sorted(shuffled[start : start + window], key=lambda row: len(row.input_ids))
+        steps += [near[i : i + size] for i in range(0, len(near), size)]
+    random.Random(f"{settings.seed} {epoch} steps").shuffle(steps)
+    return steps
+
+
+def micro_batches(rows: Sequence[Encoded], micro_tokens: int) -> Iterator[list[Encoded]]:
+    """Rows in parts of at most `micro_tokens` padded tokens (or one row), shortest first."""
+    batch: list[Encoded] = []
+    for row in sorted(rows, key=lambda row: len(row.input_ids)):
+        if batch and len(row.input_ids) * (len(batch) + 1) > micro_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def prompt_ids(
@@ -101,6 +155,34 @@ def prompt_ids(
     for piece in pieces(messages, language=language, open_reply=True):
         ids += _piece_ids(piece, tokenizer, end_token)
     return ids
+
+
+def _start(tokenizer: "Tokenizer") -> list[int]:
+    """The begin token, for tokenizers that put one (LLaMA's do)."""
+    return [t for t in tokenizer("").input_ids if t == tokenizer.bos_token_id]
+
+
+def _piece_ids(piece: Piece, tokenizer: "Tokenizer", end_token: bool) -> list[int]:
+    ids = _text_ids(piece.text, tokenizer)
+    return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
+
+
+def _text_ids(text: str, tokenizer: "Tokenizer") -> list[int]:
+    """The tokens of a text, in which an "</s>" that somebody typed stays text: only we put tokens
+    that mean something. Some tokenizers know "</s>" as a word too; it is spelt out for them.
+    """
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(id for id in added if added[id].special)}
+    special.discard(tokenizer.unk_token_id)
+    if special.isdisjoint(ids):
+        return ids
+    words = {id: list(tokenizer.convert_ids_to_tokens(id)) for id in special}
+    spelt = {id: tokenizer.convert_tokens_to_ids(letters) for id, letters in words.items()}
+    return [part for id in ids for part in spelt.get(id, [id])]
+
+
+# --- the same layout for other programs, and for the eye
 
 
 def chat_template(tokenizer: "Tokenizer", language: str = "en", end_token: bool = True) -> str:
@@ -138,40 +220,13 @@ def save_layout(
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _start(tokenizer: "Tokenizer") -> list[int]:
-    """The begin token, for tokenizers that put one (LLaMA's do)."""
-    return [t for t in tokenizer("").input_ids if t == tokenizer.bos_token_id]
-
-
-def _piece_ids(piece: Piece, tokenizer: "Tokenizer", end_token: bool) -> list[int]:
-    ids = _text_ids(piece.text, tokenizer)
-    return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
-
-
-def _text_ids(text: str, tokenizer: "Tokenizer") -> list[int]:
-    """The tokens of a text, in which an "</s>" that somebody typed stays text: only we put tokens
-    that mean something. Some tokenizers know "</s>" as a word too; it is spelt out for them.
-    """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    added = tokenizer.added_tokens_decoder
-    special = {*tokenizer.all_special_ids, *(id for id in added if added[id].special)}
-    special.discard(tokenizer.unk_token_id)
-    if special.isdisjoint(ids):
-        return ids
-    words = {id: list(tokenizer.convert_ids_to_tokens(id)) for id in special}
-    spelt = {id: tokenizer.convert_tokens_to_ids(letters) for id, letters in words.items()}
-    return [part for id in ids for part in spelt.get(id, [id])]
-
-
 def mask_html(encoded: Encoded, tokenizer: "Tokenizer") -> str:
     """The dialogue as HTML: what is learnt on orange with a solid line, the rest on blue."""
     spans, ids = [], encoded.input_ids
     learnt = [label != IGNORED for label in encoded.labels]
-    edges = [i for i in range(len(ids)) if i == 0 or learnt[i] != learnt[i - 1]]
-    for start, end in zip(edges, [*edges[1:], len(ids)], strict=True):
-        colour, line = ("#D55E00", "solid") if learnt[start] else ("#0072B2", "dotted")
+    for is_learnt, group in itertools.groupby(range(len(ids)), learnt.__getitem__):
+        colour, line = ("#D55E00", "solid") if is_learnt else ("#0072B2", "dotted")
         style = f"background:{colour}33;border-bottom:2px {line} {colour}"
-        spans.append(
-            f'<span style="{style}">{html.escape(tokenizer.decode(ids[start:end]))}</span>'
-        )
+        text = html.escape(tokenizer.decode([ids[i] for i in group]))
+        spans.append(f'<span style="{style}">{text}</span>')
     return f'<pre style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</pre>'

@@ -20,11 +20,10 @@ from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import Base
 from baize_lib.models.shapes import Shape
 from baize_lib.models.weights import quiet
-from baize_lib.training.batches import epoch_steps
 from baize_lib.training.planner import this_machine
 from baize_lib.training.settings import PRESETS, TrainingSettings
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import IGNORED, Encoded
+from baize_lib.training.tokens import IGNORED, Encoded, epoch_steps
 
 TINY = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -33,12 +33,11 @@ import torch
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import Base, load_base
 from baize_lib.models.weights import quiet
-from baize_lib.training.batches import encode_all, epoch_steps
 from baize_lib.training.fast_cpu import product_rate
 from baize_lib.training.lora import add_adapter
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.step import trainee
-from baize_lib.training.tokens import Encoded
+from baize_lib.training.tokens import Encoded, encode_all, epoch_steps
 
 SETTINGS = TrainingSettings(rank=8, num_epochs=1)
 Rows = list[Encoded]
