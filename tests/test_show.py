@@ -56,7 +56,7 @@ def test_a_shown_figure_carries_its_alt_text_and_is_saved_where_asked(tmp_path, 
 
 def test_whole_numbers_get_whole_bins_of_one_width():
     counts = [3] * 5 + [4] * 5 + [27] * 2 + list(range(3, 28))
-    axes = plots.histogram({"general": counts}, title="t", unit="words", bins=18).axes[0]
+    axes = plots.histogram({"general": counts}, title="t", unit="words").axes[0]
     edges = {round(bar.get_x(), 3) for bar in axes.patches}
     widths = {round(bar.get_width(), 3) for bar in axes.patches}
     assert widths == {1.0}

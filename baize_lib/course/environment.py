@@ -6,8 +6,8 @@ print(check_environment(brief=True))  # one line, or only what fails
 
 import importlib.metadata
 import os
+import platform
 import shutil
-import sys
 from dataclasses import dataclass
 
 from baize_lib.config import BaizeError, cache_dir
@@ -47,10 +47,10 @@ class EnvironmentReport:
         width = max(len(check.name) for check in self.checks)
         lines = []
         for check in self.checks:
-            if not (check.ok and self.brief):
-                mark = "OK  " if check.ok else "FAIL"
-                lines.append(f"{mark}  {check.name:<{width}}  {check.found}")
-            if not check.ok:
+            if check.ok and not self.brief:
+                lines.append(f"OK    {check.name:<{width}}  {check.found}")
+            elif not check.ok:
+                lines.append(f"FAIL  {check.name:<{width}}  {check.found}")
                 lines.append(f"      {'':<{width}}  to fix: {check.fix}")
         return "\n".join(lines)
 
@@ -58,9 +58,7 @@ class EnvironmentReport:
 def check_environment(tier: Tier | str | None = None, *, brief: bool = False) -> EnvironmentReport:
     """Check Python, packages, key, memory, disk and GPU for a tier (None: the current one)."""
     tier = tier if isinstance(tier, Tier) else current_tier(tier)
-    version = ".".join(map(str, sys.version_info[:3]))
-    checks = [Check("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")]
-    checks += map(_check_package, PACKAGES)
+    checks = [Check("Python", True, platform.python_version()), *map(_check_package, PACKAGES)]
     if tier.teacher in MODELS or tier.teacher.endswith(".gguf"):
         checks.append(_check_package("xllamacpp"))
     else:

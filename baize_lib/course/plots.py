@@ -13,7 +13,7 @@ render`, into `figures/`.
 import io
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,11 @@ def _figure(width: float, height: float, **options: Any) -> tuple["Figure", Any]
         return drawn, drawn.subplots(**options)
 
 
+def _beside(axes: "Axes", text: str, at: tuple, right: float, up: float, **look: Any) -> None:
+    """Text so many points right of and above a place."""
+    axes.annotate(text, at, xytext=(right, up), textcoords="offset points", **look)
+
+
 def _label(
     axes: "Axes", title: str, x: str, y: str, legend: Sequence[tuple[str, str]] = ()
 ) -> None:
@@ -62,10 +67,7 @@ def _label(
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, loc="left", pad=8 + 15 * len(legend))
     for row, (name, colour) in enumerate(reversed(legend)):
-        axes.annotate(
-            name, (0, 1), xycoords="axes fraction", xytext=(0, 4 + 15 * row),
-            textcoords="offset points", color=colour,
-        )  # fmt: skip
+        _beside(axes, name, (0, 1), 0, 4 + 15 * row, xycoords="axes fraction", color=colour)
 
 
 def show(drawn: "Figure", name: str, alt: str) -> None:
@@ -106,21 +108,24 @@ def pipeline(steps: Sequence[tuple[str, str, str]]) -> "Figure":
 
 def bars(
     values: Mapping[str, float], *, title: str, unit: str, colour: str | Mapping[str, str] = "",
-    form: str = "{:,.0f}", log: bool = False,
+    form: str = "{:,.0f}",
 ) -> "Figure":  # fmt: skip
     """Horizontal bars, the first on top, each with its value written at its end."""
     drawn, axes = _figure(7.0, 0.8 + 0.36 * max(len(values), 1))
     names, lengths = list(values), list(values.values())
-    one = dict.fromkeys(names, colour) if isinstance(colour, str) and colour else colour or None
+    one = dict.fromkeys(names, colour) if colour and isinstance(colour, str) else colour or None
     placed = axes.barh(names, lengths, color=[hue(name, one) for name in names], height=0.68)
     axes.bar_label(placed, labels=[form.format(v) for v in lengths], padding=4, fontsize=10.5)
     axes.invert_yaxis()
-    axes.set_xscale("log" if log else "linear")
     _label(axes, title, unit, "")
-    if not log and all(float(v).is_integer() for v in lengths):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_ticks(axes, lengths)
     axes.margins(x=0.16)
     return drawn
+
+
+def _whole_ticks(axes: "Axes", values: Iterable[float]) -> None:
+    if all(float(value).is_integer() for value in values):
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def stacked_bars(
@@ -138,20 +143,18 @@ def stacked_bars(
 
 
 def histogram(
-    values: Mapping[str, Sequence[float]], *, title: str, unit: str, colours: Colours = None,
-    bins: int = 24,
-) -> "Figure":  # fmt: skip
+    values: Mapping[str, Sequence[float]], *, title: str, unit: str, colours: Colours = None
+) -> "Figure":
     """Outlined histograms on one axis, named with their medians; whole numbers get whole bins."""
     import numpy as np
 
     drawn, axes = _figure(7.0, 3.0 + 0.15 * len(values))
     every = [value for series in values.values() for value in series] or [0, 1]
     low, high = min(every), max(every)
+    edges = np.linspace(low, high, 25)
     if all(float(value).is_integer() for value in every):
-        step = max(1, round((high - low + 1) / bins))
+        step = max(1, round((high - low + 1) / 24))
         edges = np.arange(low - 0.5, high + step, step)
-    else:
-        edges = np.linspace(low, high, bins + 1)
     for name, series in values.items():
         axes.hist(series, edges, color=f"{hue(name, colours)}55", edgecolor=hue(name, colours))
     medians = {name: np.median(series) if series else 0 for name, series in values.items()}
@@ -177,14 +180,12 @@ def curves(
         axes.plot(list(points), list(points.values()), dotted, color=hue(name, colours), **look)
         if len(points) <= 3:
             for at in points.items():
-                axes.annotate(f"{at[1]:.2f}", at, xytext=(4, 8), textcoords="offset points",
-                              color=hue(name, colours))  # fmt: skip
+                _beside(axes, f"{at[1]:.2f}", at, 4, 8, color=hue(name, colours))
     for at, what in (marks or {}).items():
         axes.axvline(at, color="#222222", lw=1.2, ls="--")
         axes.text(at, 0.02, f"{what} ", ha="right", transform=axes.get_xaxis_transform())
     _label(axes, title, x, y, [(name, hue(name, colours)) for name in series])
-    if all(float(at).is_integer() for points in series.values() for at in points):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_ticks(axes, (at for points in series.values() for at in points))
     axes.margins(x=0.06, y=0.2)
     return drawn
 
@@ -198,9 +199,8 @@ def loss_curve(
     smooth = pd.Series(losses, dtype=float).ewm(alpha=0.2).mean()
     names = {"training batches (smoothed)": "other", "held-out dialogues": "tuned"}
     series = dict(zip(names, (dict(zip(steps, smooth, strict=True)), held_out), strict=True))
-    return curves(
-        series, title=title, x="optimizer step", y="loss, nats a token", colours=names
-    )  # fmt: skip
+    units = {"x": "optimizer step", "y": "loss, nats a token"}
+    return curves(series, title=title, colours=names, **units)
 
 
 def scatter_labels(
@@ -215,8 +215,7 @@ def scatter_labels(
         near = abs(across - before[0]) < 0.08 * wide and abs(up - before[1]) < 0.08 * tall
         before, row = (across, up), row + 1 if near else 0
         axes.plot(across, up, "o", ms=9, color=hue(name, colours))
-        axes.annotate(name, before, xytext=(8, -4 + 15 * row), textcoords="offset points",
-                      color=hue(name, colours))  # fmt: skip
+        _beside(axes, name, before, 8, -4 + 15 * row, color=hue(name, colours))
     _label(axes, title, x, y)
     axes.margins(x=0.3, y=0.2)
     return drawn
@@ -239,8 +238,8 @@ def dots(
         for y, name in enumerate(names):
             found = values[name]
             axes.plot(found, [y] * len(found), "o", color=hue(name, colours), ms=8, alpha=0.8)
-            axes.annotate(f"{sum(found) / len(found):.3f}", (max(found), y), xytext=(9, 0),
-                          textcoords="offset points", va="center", fontsize=10.5)  # fmt: skip
+            mean = f"{sum(found) / len(found):.3f}"
+            _beside(axes, mean, (max(found), y), 9, 0, va="center", fontsize=10.5)
         axes.margins(x=0.3, y=0.12)
         limits = axes.get_xlim()
         if ranges and panel in ranges:
@@ -270,8 +269,8 @@ def intervals(
             share, low, high = (100 * value for value in values[name])
             axes.plot([low, high], [y + shift] * 2, color=colour, lw=3, alpha=0.45)
             axes.plot(share, y + shift, "o", color=colour, ms=8)
-            axes.annotate(f"{share:.0f}%", (high, y + shift), xytext=(6, 0), va="center",
-                          textcoords="offset points", fontsize=10, color=colour)  # fmt: skip
+            look = {"va": "center", "fontsize": 10, "color": colour}
+            _beside(axes, f"{share:.0f}%", (high, y + shift), 6, 0, **look)
     axes.set(xlim=(-3, 108), ylim=(len(names) - 0.45, -0.55))
     axes.set(yticks=range(len(names)), yticklabels=names)
     _label(axes, title, unit, "", [(label, hue(label, colours)) for label in series])
@@ -280,7 +279,7 @@ def intervals(
 
 def comparison(
     rows: Sequence[tuple[str, Mapping[str, tuple[str, str]]]], *, title: str, note: str,
-    colours: Colours = None, most_lines: int = 6,
+    colours: Colours = None,
 ) -> "Figure":  # fmt: skip
     """Answers side by side, one band a question and one column a model, to be passed on.
 
@@ -288,11 +287,11 @@ def comparison(
         rows: (question, {model: (verdict, answer)}) each; a verdict is "good", "partly", "bad" or
             "". Every row has the same models.
         note: one line under the title: which models these are, and how they were asked.
-        most_lines: a longer answer is cut there, and ends in "…".
     """
     models = list(rows[0][1]) if rows else []
     step = 1 / max(len(models), 1)
-    cells = [{m: _wrapped(text, round(140 * step) - 6, most_lines) for m, (_, text) in answers.items()}
+    width = round(140 * step) - 6
+    cells = [{m: _wrapped(text, width, 6) for m, (_, text) in answers.items()}
              for _, answers in rows]  # fmt: skip
     heights = [0.42 + 0.155 * max(2, *(cell.count("\n") + 1 for cell in row.values()))
                for row in cells]  # fmt: skip

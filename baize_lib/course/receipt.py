@@ -50,7 +50,7 @@ def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
 
 
 def bill(run: Run) -> list[tuple[str, float, int, int]]:
-    """What the run's table of paid calls says: (purpose, USD, tokens in, tokens out) each."""
+    """(purpose, USD, tokens in, tokens out) each, from the run's table of paid calls."""
     return _rows(run, _BILL)
 
 
@@ -114,9 +114,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def write_receipt(run: Run, out: Path | None = None, seconds: float | None = None) -> str:
     """Write `receipt.txt` into `out` and `receipt.json` into `runs/course/`; returns the text."""
     found = facts(run)
-    rows = [*_collected(found), *_trained(found, run), ("exercises", _exercises(found))]
-    if seconds is not None:
-        rows.append(("wall time", clock(seconds)))
+    rows = [*_told(found, run), *([("wall time", clock(seconds))] if seconds else [])]
     width = max(len(name) for name, _ in rows)
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -128,32 +126,28 @@ def write_receipt(run: Run, out: Path | None = None, seconds: float | None = Non
     return text
 
 
-def _collected(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if not found["dialogues"]:
-        yield "dialogues", "– (notebook 02 has not run)"
-        return
+def _told(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
+    """(name, value) of each line of the receipt that is read."""
     kept = "– kept (notebook 03 has not run)" if found["kept"] is None else f"{found['kept']} kept"
-    yield "dialogues", f"{found['finished']} finished of {found['dialogues']}, {kept}"
+    made = f"{found['finished']} finished of {found['dialogues']}, {kept}"
+    yield "dialogues", made if found["dialogues"] else "– (notebook 02 has not run)"
     usage = Usage()
     for purpose, usd, given, said in found["spent"]:
         yield f"spent, {purpose}", f"${usd:.4f}, {given:,} tokens in, {said:,} out"
         usage += Usage(input=given, output=said)
     yield "spent", f"${found['usd']:.4f}"
-    for other in shadow_cost(usage):
+    for other in shadow_cost(usage) if found["dialogues"] else ():
         yield "elsewhere", f"${other.usd:.4f} at {other.model} ({other.as_of})"
-
-
-def _trained(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
     card = found["trained"]
     if card["num_tokens"] is None:
         yield "adapter", "– (notebook 04 has not run)"
-        return
-    yield "trained on", f"{card['num_tokens']:,} tokens in {card['seconds']:.0f} s"
-    losses = [card["loss_before"], card["loss_after"]]
-    known = None not in losses
-    told = "{:.3f} before, {:.3f} after".format(*losses) if known else "– (nothing held out)"
-    yield "held-out loss", told
-    yield "adapter", os.path.relpath(run.adapter_dir)
+    else:
+        yield "trained on", f"{card['num_tokens']:,} tokens in {card['seconds']:.0f} s"
+        losses = [card["loss_before"], card["loss_after"]]
+        told = "– (nothing held out)" if None in losses else "{:.3f} before, {:.3f} after"
+        yield "held-out loss", told.format(*losses)
+        yield "adapter", os.path.relpath(run.adapter_dir)
+    yield "exercises", _exercises(found)
 
 
 def _exercises(found: Mapping[str, Any]) -> str:
@@ -163,8 +157,7 @@ def _exercises(found: Mapping[str, Any]) -> str:
 def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
     """Read the run again and hold `receipt.json` against it; one line when all of it agrees.
 
-    Args:
-        folder: the run's folder, or its name under `runs/`; by default the one the receipt names.
+    `folder` is the run's folder, or its name under `runs/`; by default what the receipt names.
 
     Raises:
         BaizeError: it is no receipt, was changed, has no run here, differs, or is unfinished.

@@ -46,7 +46,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """How big a run is; `tiers.toml` holds the four there are, and says what its fields are."""
+    """How big a run is; `tiers.toml` says what its fields are."""
 
     name: str
     teacher: str
@@ -78,15 +78,14 @@ class Tier:
         return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
 
 
-def _tier(name: str, row: dict[str, Any]) -> Tier:
-    wings = {"selfchat": SelfChatSettings, "training": TrainingSettings}
-    wings["evaluation"] = EvaluationSettings
-    settings = {wing: make(**row.get(wing, {})) for wing, make in wings.items()}
-    return Tier(name, **row | settings)
-
-
-_TABLE = Path(__file__).with_name("tiers.toml").read_text(encoding="utf-8")
-TIERS = {name: _tier(name, row) for name, row in tomllib.loads(_TABLE).items()}
+_WINGS = {
+    "selfchat": SelfChatSettings, "training": TrainingSettings, "evaluation": EvaluationSettings,
+}  # fmt: skip
+_TABLE = tomllib.loads(Path(__file__).with_name("tiers.toml").read_text(encoding="utf-8"))
+TIERS = {
+    name: Tier(name, **row | {wing: make(**row.get(wing, {})) for wing, make in _WINGS.items()})
+    for name, row in _TABLE.items()
+}
 _FREE_TO_CHANGE = ("minutes", "usd", "gigabytes", "budget_usd", "price", "max_calls", "evaluation")
 
 
@@ -96,17 +95,17 @@ def current_tier(name: str | None = None) -> Tier:
     Raises:
         BaizeError: no tier has that name, or a dial does not hold what it should.
     """
-    chosen = name or os.environ.get("BAIZE_TIER") or "laptop"
+    chosen, dial = name or os.environ.get("BAIZE_TIER") or "laptop", os.environ.get
     if chosen not in TIERS:
         raise BaizeError(f"BAIZE_TIER={chosen!r} is not a tier: use one of {', '.join(TIERS)}")
     tier = TIERS[chosen]
-    if teacher := os.environ.get("BAIZE_TEACHER"):
+    if teacher := dial("BAIZE_TEACHER"):
         tier = replace(tier, teacher=teacher)
-    if student := os.environ.get("BAIZE_STUDENT"):
+    if student := dial("BAIZE_STUDENT"):
         tier = replace(tier, student=student, precision="auto")
-    if price := os.environ.get("BAIZE_TEACHER_PRICE"):
+    if price := dial("BAIZE_TEACHER_PRICE"):
         tier = replace(tier, price=_price(tier.teacher, price))
-    if calls := os.environ.get("BAIZE_MAX_CALLS"):
+    if calls := dial("BAIZE_MAX_CALLS"):
         if not calls.isdecimal() or int(calls) < 1:
             raise BaizeError(f"BAIZE_MAX_CALLS={calls!r}: give a whole number, 1 or more")
         tier = replace(tier, max_calls=int(calls))
@@ -150,10 +149,8 @@ def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
         try:
             earlier = dict(json.loads(card.read_text(encoding="utf-8"))["tier"])
         except (ValueError, KeyError, TypeError) as error:
-            raise BaizeError(
-                f"{card} is not readable ({error}): delete that one file, nothing else, and run "
-                "again"
-            ) from error
+            remedy = "delete that one file, nothing else, and run again"
+            raise BaizeError(f"{card} is not readable ({error}): {remedy}") from error
         _refuse_other_settings(path, earlier, now["tier"])
     else:
         write_atomic(card, json.dumps(now, indent=1))
