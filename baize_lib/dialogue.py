@@ -94,9 +94,6 @@ def as_messages(said: "str | Sequence[Message | Mapping[str, str]]") -> list[Mes
 
     >>> as_messages("Hi?") == as_messages([{"role": "user", "content": "Hi?"}])
     True
-
-    Raises:
-        BaizeError: it is none of these.
     """
     rows = [Message("user", said)] if isinstance(said, str) else said
     try:
@@ -120,11 +117,7 @@ def pieces(
 
     Args:
         messages: alternating user and assistant; a leading system message replaces the header.
-        language: whose header to write, a key of `HEADER`.
         open_reply: the last message is the user's: end on an open tag, for a model to continue.
-
-    Raises:
-        BaizeError: the roles do not alternate, or the language has no header.
     """
     header, messages = HEADER[check_language(language)], as_messages(messages)
     if messages and messages[0].role == "system":

@@ -47,11 +47,7 @@ def _replacing(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path | str, data: str | bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
-
-    Raises:
-        BaizeError: the folder cannot be written or the disk is full; the old file is untouched.
-    """
+    """Write `data` so that a reader sees the old file or the whole new one, never a part."""
     with _replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -66,10 +62,8 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
 def read_jsonl(path: Path | str, *, torn_tail_ok: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a UTF-8 file, one a line; blank lines are skipped.
 
-    `torn_tail_ok` passes over a last line that a crash cut off: without an end, and no JSON.
-
-    Raises:
-        BaizeError: the file is missing, or a line is not a JSON object; it names file and line.
+    `torn_tail_ok` passes over a last line that a crash cut off: without an end, and no JSON. Else a
+    BaizeError names the file and the line that is no JSON object.
     """
     path = Path(path)
     if not path.is_file():

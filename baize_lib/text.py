@@ -189,9 +189,6 @@ def near_duplicates(
 
     Exact, and quick: two texts as alike as that share one of their rarest runs, so only texts
     that do are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
-
-    Raises:
-        BaizeError: a threshold outside (0, 1], or a width below 1.
     """
     if not 0 < threshold <= 1 or width < 1:
         raise BaizeError(

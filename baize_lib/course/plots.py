@@ -169,9 +169,8 @@ def curves(
 ) -> "Figure":  # fmt: skip
     """Lines by name, each from x to y; few points are shown as dots, very few with their values.
 
-    Args:
-        wide: names drawn broad and pale, for others to lie on.
-        marks: x -> what happened there, as a dashed line.
+    Names in `wide` are drawn broad and pale, for others to lie on; `marks` says what happened
+    at an x.
     """
     drawn, axes = _figure(7.0, 3.0 + 0.2 * len(series))
     for name, points in series.items():
@@ -225,11 +224,10 @@ def dots(
     panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, unit: str,
     ranges: Mapping[str, tuple[float, float]] | None = None, colours: Colours = None,
 ) -> "Figure":  # fmt: skip
-    """Values by name as dots on lines, the first on top; one panel beside the other.
+    """Values by name as dots on lines with their mean, the first on top; panels beside each other.
 
-    Args:
-        panels: panel -> name -> values; the same names in each. The mean is written beside.
-        ranges: panel -> (low, high), shaded; a wide one is cut off, not the dots squeezed.
+    `panels` is panel -> name -> values, the same names in each; `ranges` is panel -> (low, high),
+    shaded. A wide one is cut off, not the dots squeezed.
     """
     names = list(next(iter(panels.values())))
     size = 9.6, 1.3 + 0.36 * len(names)
@@ -258,8 +256,7 @@ def intervals(
 ) -> "Figure":  # fmt: skip
     """Shares as dots with their intervals as lines, the first name on top.
 
-    Args:
-        series: what is counted -> name -> (share, low, high), each 0 to 1; the same names in each.
+    `series`: what is counted -> name -> (share, low, high), each 0 to 1; the same names in each.
     """
     names = list(next(iter(series.values())))
     drawn, axes = _figure(7.0, 1.4 + 0.2 * len(series) + 0.25 * len(names) * (1 + len(series)))
@@ -283,10 +280,8 @@ def comparison(
 ) -> "Figure":  # fmt: skip
     """Answers side by side, one band a question and one column a model, to be passed on.
 
-    Args:
-        rows: (question, {model: (verdict, answer)}) each; a verdict is "good", "partly", "bad" or
-            "". Every row has the same models.
-        note: one line under the title: which models these are, and how they were asked.
+    A row is (question, {model: (verdict, answer)}), with the same models in each; `note` is a line
+    under the title: which models these are, and how they were asked.
     """
     models = list(rows[0][1]) if rows else []
     step = 1 / max(len(models), 1)

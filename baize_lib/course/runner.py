@@ -46,10 +46,7 @@ class Executed:
 
 
 def execute(path: Path, out: Path, run: Run) -> Executed:
-    """Run one notebook in its own kernel, in its own folder; write it and its HTML into `out`.
-
-    A notebook that fails is written too, up to its error.
-    """
+    """Run one notebook in its own kernel; write it, up to its error, and its HTML into `out`."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -177,8 +174,8 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
 def render_course(only: Sequence[str] = ()) -> None:
     """Execute at the current tier from an empty run, then write outputs and figures back.
 
-    Nothing is written back unless every notebook ran; `only` re-renders those notebooks, bonus ones
-    too, on the files of the last render.
+    Nothing is written back unless every notebook ran. `only` renders those again, bonus ones too,
+    on the files of the last render.
     """
     os.environ["BAIZE_RUN"] = "render"
     paths, begun = _chosen(only, COURSE, BONUS) if only else _chosen((), COURSE), time.time()

@@ -90,11 +90,7 @@ _FREE_TO_CHANGE = ("minutes", "usd", "gigabytes", "budget_usd", "price", "max_ca
 
 
 def current_tier(name: str | None = None) -> Tier:
-    """The tier called `name`, else the one in `BAIZE_TIER`, else `laptop`, with the other dials.
-
-    Raises:
-        BaizeError: no tier has that name, or a dial does not hold what it should.
-    """
+    """The tier called `name`, else the one in `BAIZE_TIER`, else `laptop`, with the other dials."""
     chosen, dial = name or os.environ.get("BAIZE_TIER") or "laptop", os.environ.get
     if chosen not in TIERS:
         raise BaizeError(f"BAIZE_TIER={chosen!r} is not a tier: use one of {', '.join(TIERS)}")
@@ -136,11 +132,8 @@ def run_folder(tier: Tier, name: str | None = None) -> Path:
 def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
     """Open (or begin) the run called `name`, else `BAIZE_RUN`, else the tier's name.
 
-    The folder remembers its settings in `run.json`, so that two tiers never mix in one folder. A
-    new run prints what it was begun with.
-
-    Raises:
-        BaizeError: the folder belongs to a run with other settings, or cannot be written.
+    The folder remembers its settings in `run.json`, so that two tiers never mix in one folder: a
+    BaizeError says what differs. A new run prints what it was begun with.
     """
     tier = tier if isinstance(tier, Tier) else current_tier(tier)
     path = run_folder(tier, name)

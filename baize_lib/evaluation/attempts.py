@@ -81,12 +81,9 @@ def first_attempts(
 ) -> list[Attempt]:
     """Attempt 1 of each model at each prompt, as far as the log has it.
 
-    Args:
-        adapters: which adapter (its hash) a model had; by default the one it answered with last.
-        picked: show another attempt instead, by (prompt id, model); its `label` will say so.
-
-    Raises:
-        BaizeError: a picked attempt is not in the log.
+    `adapters` says which adapter (its hash) a model had, by default the one it answered with last.
+    `picked` shows another attempt instead, by (prompt id, model), and its `label` will say so; a
+    BaizeError if it is not in the log.
     """
     logged, picked = read_attempts(log), picked or {}
     of_model = {attempt.model: attempt.adapter for attempt in logged} | dict(adapters or {})
@@ -140,16 +137,13 @@ def ask(
     seed: int = 0,
     **sampling: Any,
 ) -> list[Attempt]:
-    """Ask each model each prompt; what is in the log already is not asked again.
+    """Ask each model each prompt that the log has no answer to; returns the first attempts.
 
     Args:
-        models: names the chat model knows: "base" (in Baize's layout), "own layout" (the same
-            weights through the chat template they were tuned with), and adapters like "tuned".
-        attempts: how many attempts there should be in the log; attempt n runs with seed + n - 1.
+        models: "base" (in Baize's layout), "own layout" (the same weights through the chat template
+            they were tuned with), and adapters by name.
+        attempts: how many there should be in the log; attempt n runs with seed + n - 1.
         sampling: passed on to `chat.replies` (max_tokens, temperature, language…) and logged.
-
-    Returns:
-        Attempt 1 of every prompt and model.
     """
     adapters = {model: _adapter_hash(chat, model) for model in models}
     base = f"{chat.base.name} in {chat.base.precision}"
@@ -179,12 +173,8 @@ async def ask_teacher(
 ) -> list[Attempt]:  # fmt: skip
     """The same for a model behind an OpenAI-compatible address; its calls are paid for once.
 
-    Args:
-        name: the model's column; by default the teacher's model name.
-        sampling: passed on to `teacher.chat`, which needs `max_tokens`.
-
-    Raises:
-        BaizeError: what the teacher raises, for one when the budget ends; run it again to go on.
+    Its column is called `name`, by default the teacher's model name; `sampling` goes to
+    `teacher.chat`, which needs `max_tokens`. Raises what that raises: run it again to go on.
     """
     who = {"model": name or teacher.model, "layout": "own", "adapter": ""}
     options = {**sampling, "seed": 0}

@@ -46,11 +46,7 @@ class Verdict:
 
 
 def check(kind: str, spec: Mapping[str, Any], replies: str | Sequence[str]) -> Verdict:
-    """The verdict on one conversation: its replies in order, one a turn; or its only reply.
-
-    Raises:
-        BaizeError: there is no check of that kind.
-    """
+    """The verdict on one conversation: its replies in order, one a turn; or its only reply."""
     if kind not in CHECKS:
         raise BaizeError(f"there is no check of kind {kind!r}: use one of {', '.join(CHECKS)}")
     replies = [replies] if isinstance(replies, str) else replies
@@ -277,10 +273,8 @@ _HALVES = {
 def try_checks(part: str = "held") -> list[dict[str, Any]]:
     """The answers labelled by hand, each with the `grade` and `reason` that its check gave.
 
-    A row is `{"check", "prompt", "language", "replies", "label", "note", "grade", "reason"}`.
-
-    Args:
-        part: "held", kept away while the checks were made, or "make", those they were made on.
+    A row has check, prompt, language, replies, label, note, grade and reason. `part` is "held",
+    kept away while the checks were made, or "make", those they were made on.
     """
     names = {"held": "labelled_answers_held.jsonl", "make": "labelled_answers.jsonl"}
     prompts = {prompt.id: prompt for prompt in load_prompts()}
@@ -296,14 +290,11 @@ def try_checks(part: str = "held") -> list[dict[str, Any]]:
 
 
 def check_errors(tried: Iterable[Mapping[str, Any]] | None = None) -> "pd.DataFrame":
-    """Each check against our own labels, one row a check and language.
+    """Each check against our own labels (`tried`, by default the held part), by check and language.
 
     precision: of the answers it called good, the share that we call good. recall: of the answers
     that we call good and on which it decided, the share that it called good. look: of all, the
     share on which it did not decide.
-
-    Args:
-        tried: what `try_checks` gave; by default the held part.
     """
     import pandas as pd
 

@@ -43,12 +43,9 @@ def page(
     title: str = "First attempts, side by side",
     path: Path | str | None = None,
 ) -> str:
-    """The page as HTML text, also written to `path` when given.
+    """The page as HTML text, also written to `path`; `errors` is `check_errors()`.
 
-    Args:
-        attempts: what to show, usually `first_attempts(log, prompts)`; an attempt that is not the
-            first says so.
-        errors: `check_errors()`.
+    An attempt that is not the first says so.
     """
     shown = {(a.prompt, a.model): a for a in attempts}
     models = list(dict.fromkeys(a.model for a in attempts))

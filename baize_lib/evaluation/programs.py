@@ -108,7 +108,7 @@ def runs(spec: Mapping[str, Any], reply: str) -> Found:
 def follows_up(spec: Mapping[str, Any], replies: Sequence[str]) -> Found:
     """The verdict on the last turn: it defines a function that gives the right results.
 
-    It may lean on what earlier turns imported. `spec["cases"]`: {"args", "returns"} or {"args",
+    It may lean on what earlier turns imported. A case: {"args", "returns"} or {"args",
     "writes_json": the data}, with "files".
     """
     earlier = "\n".join(code for reply in replies[:-1] for code in programs_in(reply)[:1])

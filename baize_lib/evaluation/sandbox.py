@@ -66,9 +66,8 @@ def run_code(
     Args:
         calls: `{"args": [...], "files": {name: text}}` each, tried by `trial.py` on every function.
             The results that are expected stay here: they never enter the process.
-        seconds: wall-clock and CPU time it may take.
-        without: leave out "hook", "landlock", "namespaces", "seccomp" or "user" (root's code runs
-            as an unused one), so that the tests can try the others alone.
+        without: guards to leave out, for the tests: "hook", "landlock", "namespaces", "seccomp",
+            "user" (root's code runs as an unused one).
 
     Raises:
         BaizeError: the sandbox itself could not be set up; the code was not run.

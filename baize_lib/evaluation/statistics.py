@@ -74,8 +74,7 @@ def score_table(
 ) -> "pd.DataFrame":
     """Good answers by kind and model, "3 of 8, 1 to look at", beside what the check gets wrong.
 
-    Args:
-        errors: `check_errors()`; its languages are taken together, and the two halves of code.
+    Of `errors` (`check_errors()`) languages are taken together, and the two halves of code.
     """
 
     def told(grades: "pd.Series") -> str:
@@ -159,13 +158,9 @@ def compare_arms(
 ) -> Comparison:
     """Two arms on the same prompts: marks (1 for good, else 0), or losses.
 
-    The interval is a paired bootstrap of whole clusters. Of marks on unrelated prompts the test is
-    McNemar's exact one; else the signs of the clusters' differences are flipped, which is the same
-    for those and holds for losses and twins too.
-
-    Args:
-        prompts: what they were asked; translations and harmless look-alikes are one cluster. By
-            default nothing belongs together.
+    The interval is a paired bootstrap of whole clusters: translations and harmless look-alikes are
+    one cluster, where `prompts` are given. Of marks on unrelated prompts the test is McNemar's
+    exact one; else the signs of the clusters' differences are flipped.
 
     >>> round(compare_arms([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 1]).p, 3)
     0.125
@@ -206,15 +201,12 @@ def true_shares(
     """The share of good answers, corrected for the checks' mistakes, one row a model.
 
     Prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633): verdicts on all
-    answers, set right by the few whose truth is known. Half of the labelled answers are good by
+    answers, set right by the few whose truth is known (`try_checks()`). Half of those are good by
     design and a model's are not, so they count by their label: with e1 the mean verdict on good
     ones and e0 on bad ones, a mean verdict v means a true share of (v - e0) / (e1 - e0) (Rogan &
-    Gladen 1978). "look" counts half, in all three. The 95% interval holds the chance in all three
-    too (draws from Dirichlet distributions). It assumes that the checks err on a model's answers as
-    on those we labelled, kind by kind and language by language.
-
-    Args:
-        tried: `try_checks()`.
+    Gladen 1978). "look" counts half. The 95% interval holds the chance in all three (draws from
+    Dirichlet distributions). It assumes that the checks err on a model's answers as on those we
+    labelled, kind by kind and language by language.
     """
     import pandas as pd
 
