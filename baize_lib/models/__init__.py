@@ -2,6 +2,6 @@
 
 from baize_lib.models.base import Base, load_base
 from baize_lib.models.shapes import Shape
-from baize_lib.models.weights import MODELS, model_file, quiet, student_dir
+from baize_lib.models.weights import MODELS, model_file, quiet
 
-__all__ = ["MODELS", "model_file", "student_dir", "quiet", "Base", "load_base", "Shape"]
+__all__ = ["MODELS", "model_file", "quiet", "Base", "load_base", "Shape"]

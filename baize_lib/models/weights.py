@@ -28,7 +28,7 @@ from pathlib import Path
 from baize_lib.config import BaizeError, cache_dir
 from baize_lib.files import sha256_of, write_atomic
 
-__all__ = ["MODELS", "model_file", "student_dir", "quiet"]
+__all__ = ["MODELS", "model_file", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from baize_lib.corpus.formats import read_dialogues
 from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, sha256_of, text_hash, write_atomic, write_jsonl
 from baize_lib.models.base import Base, load_base
-from baize_lib.models.weights import quiet
+from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.lora import bare_weights, read_card
 from baize_lib.training.loss import held_out_loss, plain_loss
 from baize_lib.training.settings import TrainingSettings, read_run_file
@@ -83,23 +83,20 @@ def fit(
     settings: TrainingSettings | None = None,
     on_step: Callable[[Step], Any] | None = None,
     about: dict[str, Any] | None = None,
-    *,
     sharded: bool = False,
 ) -> Fit:
     """Train a LoRA adapter and save it to `adapter_dir`; the base is left as it was.
 
-    A killed run goes on from its last checkpoint (`<adapter_dir>.checkpoint`) when called again,
-    with the same losses as if it had never stopped; a finished one is not trained again. An
-    adapter of another base, corpus or other settings is moved aside, never overwritten.
+    A killed run, called again, goes on from its last checkpoint (`<adapter_dir>.checkpoint`) with
+    the losses of one that never stopped; a finished one is not trained again. An adapter of
+    another base, corpus or other settings is moved aside, never overwritten.
 
     Args:
         about: more entries for the adapter's card, `baize_run.json` (for example the tier).
-        sharded: spread the base over the processes that `accelerate launch` started; it is not
-            put together again afterwards.
+        sharded: spread the base over the processes that `accelerate launch` started, for good.
 
     Raises:
-        BaizeError: bad settings, dialogues or base, out of memory or disk, a loss that is not a
-            number, a damaged or foreign checkpoint; each keeps the last checkpoint.
+        BaizeError: what cannot be trained or written; the last checkpoint is kept.
     """
     settings, adapter_dir = settings or TrainingSettings(), Path(adapter_dir)
     rows, counts = _readable(base, train, settings)
@@ -114,24 +111,18 @@ def fit(
         print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
         return finished
     team = join(in_step=sharded)
-    checkpoint = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
-    steps = [
-        (e, step) for e in range(settings.num_epochs) for step in epoch_steps(rows, settings, e)
-    ]
     with trainee(base, settings, team) as student:
         asked = (student.model, held_out, settings.micro_tokens, team)
         before = held_out_loss(*asked) if held_out else None
-        history = _train(student, steps, checkpoint, identity, on_step)
+        history = _train(student, rows, _checkpoint(adapter_dir), identity, on_step)
         after = held_out_loss(*asked) if held_out else None
-        tokens, rate = sum(map(_num_tokens, steps)), history[-1].tokens_per_second
-        trained = sum(p.numel() for p in student.weights)
+        tokens, rate = settings.num_epochs * _num_tokens(rows), history[-1].tokens_per_second
         result = Fit(
-            adapter_dir, tuple(history), before, after, len(rows), counts, tokens, trained,
-            tokens / rate, rate,
+            adapter_dir, tuple(history), before, after, len(rows), counts, tokens,
+            sum(p.numel() for p in student.weights), tokens / rate, rate,
         )  # fmt: skip
         if team.rank == 0:
             _save(student, result, identity, about or {})
-            checkpoint.unlink(missing_ok=True)
         team.total(0, base.model.device)  # the others wait for the files
     return result
 
@@ -169,16 +160,18 @@ def _identity(base: Base, rows: Sequence[Encoded], settings: TrainingSettings) -
 
 # --- the steps
 
-_Rows = tuple[int, list[Encoded]]  # the epoch, and what one step learns
+
+def _num_tokens(rows: Sequence[Encoded]) -> int:
+    return sum(len(row.input_ids) for row in rows)
 
 
-def _num_tokens(step: _Rows) -> int:
-    return sum(len(row.input_ids) for row in step[1])
+def _checkpoint(adapter_dir: Path) -> Path:
+    return adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
 
 
 def _train(
     student: Trainee,
-    steps: Sequence[_Rows],
+    rows: Sequence[Encoded],
     checkpoint: Path,
     identity: dict[str, Any],
     on_step: Callable[[Step], Any] | None,
@@ -189,18 +182,21 @@ def _train(
         print("all logits are computed: this model's are more than hidden states times head")
     if bare := bare_weights(student.model):
         print(f"no adapter on {', '.join(bare)}")
-    history, total = _resume(student, checkpoint, identity), len(steps)
-    done, every = sum(map(_num_tokens, steps[: len(history)])), student.settings.checkpoint_every
-    left = sum(map(_num_tokens, steps)) - done
+    settings, history = student.settings, _resume(student, checkpoint, identity)
+    epochs = range(settings.num_epochs)
+    steps = [(epoch, part) for epoch in epochs for part in epoch_steps(rows, settings, epoch)]
+    done, total = sum(_num_tokens(part) for _, part in steps[: len(history)]), len(steps)
     begun = time.perf_counter() - (done / history[-1].tokens_per_second if history else 0)
     with student.computing():
-        for number, (epoch, rows) in enumerate(steps[len(history) :], start=len(history) + 1):
-            found = student.step(number, total, rows)
-            tokens = _num_tokens((epoch, rows))
-            done, left = done + tokens, left - tokens
+        for number in range(len(history) + 1, total + 1):
+            epoch, part = steps[number - 1]
+            found = student.step(number, total, part)
+            done += _num_tokens(part)
             rate = done / (time.perf_counter() - begun)
-            history.append(Step(number, total, epoch + 1, *found, rate, left / rate))
-            if every and number % every == 0 and number < total and student.team.rank == 0:
+            left = (settings.num_epochs * _num_tokens(rows) - done) / rate
+            history.append(Step(number, total, epoch + 1, *found, rate, left))
+            every, first = settings.checkpoint_every, student.team.rank == 0
+            if every and number % every == 0 and number < total and first:
                 _keep(student, checkpoint, identity, history)
             if on_step:
                 on_step(history[-1])
@@ -272,18 +268,27 @@ def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[s
     target, settings = result.adapter_dir, student.settings
     part = target.with_name(f".{target.name}.new")
     shutil.rmtree(part, ignore_errors=True)
-    try:
-        with quiet():
-            student.model.save_pretrained(part, save_embedding_layers=False)
+    with quiet(), refusing(f"the adapter was not written to {part}", "free some space, run again"):
+        student.model.save_pretrained(part, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # an empty form with a path of this machine
         save_layout(part, student.base.tokenizer, settings.language, settings.end_token)
         write_jsonl(part / "history.jsonl", map(asdict, result.history))
-        card = _card(student, result, identity, part) | about
-        write_atomic(part / "baize_run.json", json.dumps(card, indent=1))
-    except OSError as error:
-        raise BaizeError(
-            f"the adapter was not written to {part} ({error}): free some disk space and run again"
-        ) from error
+        files = ("adapter_model.safetensors", "adapter_config.json")
+        card = {
+            "base_model": student.base.name,
+            "weights": identity["base's weights"],
+            "template": TEMPLATE,
+            "language": settings.language,
+            "precision": student.base.precision,
+            "compute": student.compute,
+            "corpus": identity["corpus"],
+            "identity": identity,
+            "settings": asdict(settings),
+            **{name: getattr(result, name) for name in _KEPT},
+            "checksums": {name: sha256_of(part / name) for name in files},
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        }
+        write_atomic(part / "baize_run.json", json.dumps(card | about, indent=1))
     if target.exists():  # it cost somebody an afternoon
         number = 1
         while (aside := target.with_name(f"{target.name}.{number}")).exists():
@@ -291,24 +296,7 @@ def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[s
         target.rename(aside)
         print(f"an earlier adapter, of another run, is kept in {aside.name}/")
     part.rename(target)
-
-
-def _card(student: Trainee, result: Fit, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
-    files = ("adapter_model.safetensors", "adapter_config.json")
-    return {
-        "base_model": student.base.name,
-        "weights": identity["base's weights"],
-        "template": TEMPLATE,
-        "language": student.settings.language,
-        "precision": student.base.precision,
-        "compute": student.compute,
-        "corpus": identity["corpus"],
-        "identity": identity,
-        "settings": asdict(student.settings),
-        **{name: getattr(result, name) for name in _KEPT},
-        "checksums": {name: sha256_of(folder / name) for name in files},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-    }
+    _checkpoint(target).unlink(missing_ok=True)
 
 
 # --- the command
@@ -331,18 +319,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base = load_base(file.base, file.precision, on_cpu=file.shard)
             chosen = (base, train, validation, file.adapter, file.settings)
             result = fit(*chosen, on_step=print, sharded=file.shard)
+            losses = (result.loss_before, result.loss_after)
+            before, after = ("unknown" if loss is None else f"{loss:.4f}" for loss in losses)
+            print(
+                f"{result.num_tokens:,} tokens in {result.seconds:.0f} s, "
+                f"{result.tokens_per_second:.0f} tokens/s; held-out loss {before} before, {after} "
+                f"after; adapter in {result.adapter_dir}"
+            )
     except BaizeError as error:
-        if first:
-            print(error, file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
-    if first:
-        losses = (result.loss_before, result.loss_after)
-        before, after = ("unknown" if loss is None else f"{loss:.4f}" for loss in losses)
-        print(
-            f"{result.num_tokens:,} tokens in {result.seconds:.0f} s, "
-            f"{result.tokens_per_second:.0f} tokens/s; held-out loss {before} before, {after} "
-            f"after; adapter in {result.adapter_dir}"
-        )
     return 0
 
 

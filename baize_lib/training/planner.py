@@ -262,6 +262,8 @@ def plan(
     Raises:
         BaizeError: an unknown preset or precision, or steps measured on another device.
     """
+    from baize_lib.training.fast_cpu import compute_precision
+
     device, own = device_called(device) if isinstance(device, str) else device, "auto"
     if isinstance(base, str):
         preset = preset_of(base)
@@ -270,7 +272,9 @@ def plan(
         base, own = Shape.of(base.model.config), base.precision
     settings, usual = settings or TrainingSettings(), "bfloat16" if device.bfloat16 else "float32"
     precision = precision or (usual if own == "auto" else own)
-    compute = _compute(precision, usual, device, settings)
+    compute, kind = usual, "cpu" if device.name == _CPU else "cuda"  # what training multiplies in
+    if precision not in ("int8", "nf4"):
+        compute, _ = compute_precision(precision, kind, settings.compute)
     trainable, read = lora_counts(base, settings)
     run = (base, trainable, read, precision, compute, settings, device, corpus)
     memory, memory_padded = (_memory(*run, padded=padded) for padded in (False, True))
@@ -285,16 +289,6 @@ def plan(
         hours and hours * (1 - corpus.padding) / (1 - corpus.padding_to_512),
         None if hours is None or device.usd is None else hours * device.usd, basis,
     )  # fmt: skip
-
-
-def _compute(precision: str, usual: str, device: Device, settings: TrainingSettings) -> str:
-    """The precision that training multiplies in."""
-    from baize_lib.training.fast_cpu import compute_precision
-
-    if precision in ("int8", "nf4"):
-        return usual
-    wanted = (precision, "cpu", settings.compute)
-    return compute_precision(*wanted)[0] if device.name == _CPU else precision
 
 
 def _rate(
