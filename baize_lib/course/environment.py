@@ -22,12 +22,12 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "openai", "pandas", "ma
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report; `fix` says what to do when it is not `ok`."""
+    """One line of the report."""
 
     name: str
     ok: bool
     found: str
-    fix: str = ""
+    fix: str = ""  # what to do when it is not ok
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class EnvironmentReport:
         width = max(len(check.name) for check in self.checks)
         lines = []
         for check in self.checks:
-            if check.ok and not self.brief:
-                lines.append(f"OK    {check.name:<{width}}  {check.found}")
-            elif not check.ok:
-                lines.append(f"FAIL  {check.name:<{width}}  {check.found}")
+            if not (self.brief and check.ok):
+                mark = "OK  " if check.ok else "FAIL"
+                lines.append(f"{mark}  {check.name:<{width}}  {check.found}")
+            if not check.ok:
                 lines.append(f"      {'':<{width}}  to fix: {check.fix}")
         return "\n".join(lines)
 
@@ -99,14 +99,12 @@ def _check_memory(tier: Tier) -> Check:
 
 def _check_disk(tier: Tier) -> Check:
     """Room for the models that are not here yet, and for the student in the form of training."""
-    folder = cache_dir()
-    while not folder.exists():
-        folder = folder.parent
     names = {tier.teacher, tier.student} & MODELS.keys()
     missing = [MODELS[name] for name in names if not (cache_dir() / MODELS[name].file).is_file()]
     needed = 1.2 * sum(model.num_bytes for model in missing) / 1e9
     if (student := MODELS.get(tier.student)) and not student.folder.is_dir():
         needed += 6 * student.num_bytes / 1e9
+    folder = next(path for path in (cache_dir(), *cache_dir().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
     return Check(
         "disk for models", free >= needed, f"{free:.0f} GB free, {needed:.1f} needed",

@@ -72,40 +72,36 @@ def table(
     caption: str = "",
 ) -> Shown:  # fmt: skip
     """Rows as a table without an index; `form` maps a column to a format, e.g. "{:,.0f}"."""
-    return _table(rows, caption, lambda name, value: _formed((form or {}).get(name), value))
+    forms = form or {}
+    return _table(rows, caption, lambda name, value: (_formed(value, forms.get(name)), ""))
 
 
 def verdicts(
     frame: "pd.DataFrame | Sequence[Mapping[str, Any]]", caption: str = "✓ good, ◐ partly, ✗ bad"
 ) -> Shown:
     """A table whose cells "good", "partly" and "bad" are shown as one coloured mark each."""
-    return _table(frame, caption, lambda _, value: (_mark(value) or [_formed(None, value)])[0])
+
+    def shown(_: str, value: Any) -> tuple[str, str]:
+        sign, colour = MARKS.get(value, ("", "")) if isinstance(value, str) else ("", "")
+        return (sign, f";color:{colour};font-weight:bold") if sign else (_formed(value), "")
+
+    return _table(frame, caption, shown)
 
 
-def _table(rows: Any, caption: str, shown: Callable[[str, Any], str]) -> Shown:
+def _table(rows: Any, caption: str, shown: Callable[[str, Any], tuple[str, str]]) -> Shown:
+    """`shown` gives the text of a cell, from its column and value, and what CSS it adds."""
     import pandas as pd
 
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
     numeric = pd.api.types.is_numeric_dtype
     sides = {c: "right" if numeric(frame[c]) else "left" for c in frame.columns}
-    records = frame.to_dict("records")
-    texts = [{c: shown(c, row[c]) for c in sides} for row in records]
-    cells = []
-    for row, text in zip(records, texts, strict=True):
-        marked = {c: f";color:{mark[1]};font-weight:bold" for c in sides
-                  if (mark := _mark(row[c])) and mark[0] == text[c]}  # fmt: skip
-        cells.append([(text[c], f"text-align:{sides[c]}{marked.get(c, '')}") for c in sides])
-    plain = pd.DataFrame(texts, columns=list(sides)).to_string(index=False)
+    cells = [[shown(c, row[c]) for c in sides] for row in frame.to_dict("records")]
+    texts = pd.DataFrame([[text for text, _ in row] for row in cells], columns=list(sides))
     markup = template("show.jinja").module.table(caption, list(sides.items()), cells)
-    return Shown(f"{caption}\n{plain}".strip(), markup)
+    return Shown(f"{caption}\n{texts.to_string(index=False)}".strip(), markup)
 
 
-def _mark(value: Any) -> tuple[str, str] | None:
-    """The sign of a verdict and its colour."""
-    return MARKS.get(value) if isinstance(value, str) else None
-
-
-def _formed(form: str | None, value: Any) -> str:
+def _formed(value: Any, form: str | None = None) -> str:
     if value is None or value != value:  # NaN is not equal to itself
         return "–"
     if form:
