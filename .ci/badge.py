@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = [
     "pyproject.toml",
-    "README.md",
+    "README*.md",
     ".github/workflows/*.yml",
     "notebooks/**/*.ipynb",
     "instructor/*.md",

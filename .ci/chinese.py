@@ -10,7 +10,8 @@ ones, and never changes a digest: who translates a cell again writes the new one
     python .ci/chinese.py take notebooks/03_dataset_inspection.ipynb texts.md
 
 where texts.md has, for each English text cell, a line `%%%% DIGEST` and the Chinese text below it
-(`python .ci/chinese.py give NOTEBOOK` prints the cells that wait, in that form).
+(`python .ci/chinese.py give NOTEBOOK` prints the cells that wait, in that form). A link in
+a Chinese text is written as seen from notebooks/zh/: `../../figures/…`, `../glossary.md`.
 """
 
 import copy
@@ -18,13 +19,19 @@ import hashlib
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent / "notebooks"
+COURSE = Path(__file__).resolve().parent.parent
+ROOT = COURSE / "notebooks"
+ADDRESS = tomllib.loads((COURSE / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
 WAITING = "（此处待译。）"
 
 
 def digest(text: str) -> str:
+    """The English text's digest; in a copy with an address of its own (`make badge`) the same."""
+    here = ADDRESS["Repository"].removeprefix("https://github.com/")
+    text = text.replace(here, "baize-course/baize-course")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -102,6 +109,9 @@ def take(path: Path, file: Path) -> None:
         key, _, text = part.partition("\n")
         translated[key.strip()] = text.strip("\n")
     current = {digest(source(c)) for c in read(path)["cells"] if c["cell_type"] == "markdown"}
+    gone = [f"{key} ({text[:20]})" for key, text in translated.items() if key not in {"", *current}]
+    if gone:
+        print("left out, as no English text has this digest now:", *gone, sep="\n    ")
     write(path, {key: text for key, text in translated.items() if key in current})
 
 
@@ -113,7 +123,7 @@ def give(path: Path) -> str:
 
 def main(verb: str, *names: str) -> int:
     if verb == "write":
-        for path in english():
+        for path in filter(lambda path: chinese(path).is_file(), english()):
             write(path, texts(path))
     elif verb == "give":
         print(give(Path(names[0]).resolve()))

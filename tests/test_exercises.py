@@ -13,7 +13,8 @@ from baize_lib.config import BaizeError, Run
 from baize_lib.course import exercises
 from baize_lib.course.exercises import cases, check_exercise, verdict
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").rglob("[0-9]*.ipynb"))
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"  # the Chinese ones: same code
+NOTEBOOKS = [*sorted(FOLDER.glob("[0-9]*.ipynb")), *sorted(FOLDER.glob("bonus/[0-9]*.ipynb"))]
 MAIN = [path for path in NOTEBOOKS if path.stem[:2] <= "06"]
 
 
