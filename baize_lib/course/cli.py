@@ -12,18 +12,30 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from baize_lib.chat.demo import open_page
+from baize_lib.chat.model import open_chat
+from baize_lib.chat.server import serve
 from baize_lib.config import BaizeError, Run
+from baize_lib.corpus.filters import apply_filters, whole_turns
+from baize_lib.corpus.formats import read_dialogues
+from baize_lib.corpus.split import export
 from baize_lib.course import runner
 from baize_lib.course.environment import check_environment
 from baize_lib.course.receipt import check_receipt, write_receipt
 from baize_lib.course.tiers import Tier, current_tier, open_run, run_folder
-
-if TYPE_CHECKING:
-    from baize_lib.chat.model import ChatModel
+from baize_lib.evaluation.attempts import ask
+from baize_lib.evaluation.prompts import load_prompts
+from baize_lib.models.base import load_base
+from baize_lib.seeds.clean import load_seeds, mix
+from baize_lib.selfchat.collect import collect
+from baize_lib.teacher.calls import Calls
+from baize_lib.teacher.local import teacher_for
+from baize_lib.teacher.meter import CostMeter
+from baize_lib.training.fit import fit, main
 
 __all__ = []
 
@@ -100,12 +112,6 @@ def collect_dialogues(
     tier: TierName = None, teacher: Teacher = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Let the teacher chat with itself about each question; run it again to go on."""
-    from baize_lib.seeds.clean import load_seeds, mix
-    from baize_lib.selfchat.collect import collect
-    from baize_lib.teacher.calls import Calls
-    from baize_lib.teacher.local import teacher_for
-    from baize_lib.teacher.meter import CostMeter
-
     now, run = _begin()
     asked = list(load_seeds(seeds, num) if seeds else mix(now.seed_mix, num or now.num_seeds))
 
@@ -126,12 +132,6 @@ def train_student(
     tier: TierName = None, student: Student = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Train the student on the run's dialogues, or as a YAML file says."""
-    from baize_lib.corpus.filters import apply_filters, whole_turns
-    from baize_lib.corpus.formats import read_dialogues
-    from baize_lib.corpus.split import export
-    from baize_lib.models.base import load_base
-    from baize_lib.training.fit import fit, main
-
     if file:
         raise typer.Exit(main([str(file)]))
     now, run = _begin()
@@ -148,12 +148,10 @@ def evaluate_student(
     adapter: Adapter = None, tier: TierName = None, student: Student = None, name: RunName = None
 ) -> None:
     """Ask base, own layout and trained student the article's questions; first attempts only."""
-    from baize_lib.evaluation.attempts import ask
-    from baize_lib.evaluation.prompts import load_prompts
-
     prompts, (now, run) = load_prompts(origin="article", language="en"), _begin()
+    chat = open_chat(run, now.student, now.precision, adapter)
     options = {"max_tokens": now.evaluation.max_tokens, "temperature": 0.0}
-    answers = ask(_chat(now, run, adapter), prompts, log=run.answers_file, **options)
+    answers = ask(chat, prompts, log=run.answers_file, **options)
     for prompt in prompts:
         print(f"\n{' / '.join(prompt.turns)}")
         for answer in answers:
@@ -166,10 +164,8 @@ def chat_page(
     adapter: Adapter = None, tier: TierName = None, student: Student = None, name: RunName = None
 ) -> None:
     """Open a page on this machine to chat with what was trained."""
-    from baize_lib.chat.demo import open_page
-
     now, run = _begin()
-    open_page(_chat(now, run, adapter), run)
+    open_page(open_chat(run, now.student, now.precision, adapter), run)
 
 
 @app.command("serve")
@@ -179,20 +175,13 @@ def serve_student(
     tier: TierName = None, student: Student = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Serve what was trained to programs that speak OpenAI's API."""
-    from baize_lib.chat.server import serve
-
-    serve(_chat(*_begin(), adapter), port=port)
+    now, run = _begin()
+    serve(open_chat(run, now.student, now.precision, adapter), port=port)
 
 
 def _begin() -> tuple[Tier, Run]:
     tier = current_tier()
     return tier, open_run(tier)
-
-
-def _chat(tier: Tier, run: Run, adapter: Path | None) -> "ChatModel":
-    from baize_lib.chat.model import open_chat
-
-    return open_chat(run, tier.student, tier.precision, adapter)
 
 
 def baize() -> None:

@@ -19,16 +19,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import Message
 from baize_lib.evaluation.prompts import Prompt
 from baize_lib.files import read_jsonl, repair_tail, sha256_of
-
-if TYPE_CHECKING:
-    from baize_lib.chat.model import ChatModel
-    from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.client import Teacher
 
 __all__ = ["ask", "ask_teacher", "first_attempts"]
 
@@ -127,7 +125,7 @@ def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def ask(
-    chat: "ChatModel",
+    chat: ChatModel,
     prompts: Sequence[Prompt],
     models: Sequence[str] = ("base", "own layout", "tuned"),
     *,
@@ -168,7 +166,7 @@ def ask(
 
 
 async def ask_teacher(
-    teacher: "Teacher", prompts: Sequence[Prompt], *, log: Path | str, name: str | None = None,
+    teacher: Teacher, prompts: Sequence[Prompt], *, log: Path | str, name: str | None = None,
     **sampling: Any,
 ) -> list[Attempt]:  # fmt: skip
     """The same for a model behind an OpenAI-compatible address; its calls are paid for once.
@@ -229,7 +227,7 @@ def _line(
     }  # fmt: skip
 
 
-def _adapter_hash(chat: "ChatModel", model: str) -> str:
+def _adapter_hash(chat: ChatModel, model: str) -> str:
     """16 hex digits that name the adapter's weights; "" for a model without one."""
     folder = chat.adapters.get(model)
     return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""
