@@ -26,7 +26,7 @@ chromium = shutil.which("chromium") or shutil.which("google-chrome")
 if not chromium:
     sys.exit("no Chromium on this machine: install one")
 run = Run(Path(tempfile.mkdtemp()) / "laptop")
-chat = ChatModel(load_base("smollm2-135m", "float32"), data_dir() / "adapter")
+chat = ChatModel(load_base("smollm2-135m", "float32"), {"tuned": data_dir() / "adapter"})
 opened = open_page(chat, run, prevent_thread_lock=True, quiet=True, inline=False)
 with sync_playwright() as play:
     browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

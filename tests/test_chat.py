@@ -52,7 +52,8 @@ def write_adapter(folder, seed, card=None, config=None):
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     peft.peft_config["default"].save_pretrained(folder)
-    card = {"base_model": "smollm2-135m", "template": TEMPLATE, "language": "en"} | (card or {})
+    made = {"base_model": "smollm2-135m", "template": TEMPLATE, "language": "en"}
+    card = made | {"precision": "float32"} | (card or {})
     (folder / "baize_run.json").write_text(json.dumps(card))
     return folder
 
@@ -71,6 +72,10 @@ def chat(base, adapters):
 GREEDY = {"temperature": 0, "max_tokens": 10}
 
 
+def parts_of(chat, *asked, **sampling):
+    return (text for text, _ in chat.follow(*asked, **sampling) if text)
+
+
 @pytest.mark.parametrize("model", ["base", "tuned"])
 def test_greedy_replies_of_a_batch_equal_those_given_one_by_one(chat, model):
     together = chat.replies(QUESTIONS, model, **GREEDY)
@@ -87,7 +92,7 @@ def test_sampled_replies_are_repeatable_and_do_not_depend_on_their_neighbours(ch
 
 
 def test_the_parts_of_a_stream_make_up_the_reply(chat):
-    parts = list(chat.stream(QUESTIONS[0], **GREEDY))
+    parts = list(parts_of(chat, QUESTIONS[0], **GREEDY))
     assert "".join(parts) == chat.reply(QUESTIONS[0], **GREEDY).text
     assert len(parts) > 3
 
@@ -107,10 +112,10 @@ def test_the_cached_decoder_writes_what_the_whole_text_computed_anew_would(chat,
 def test_a_model_is_asked_in_the_layout_its_adapter_was_trained_on(base, tmp_path):
     card = {"language": "zh", "settings": {"end_token": False}}
     chat = ChatModel(base, {"v1": write_adapter(tmp_path / "v1", 3, card)})
-    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layout("v1")))
+    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layouts["v1"]))
     assert asked.startswith("人类与人工智能助手之间的对话。")
     assert "<|im_end|>" not in asked
-    plain = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layout("base")))
+    plain = base.tokenizer.decode(chat._prompt(list(QUESTIONS[2]), 20, chat._layouts["base"]))
     assert plain.count("<|im_end|>") == 1
 
 
@@ -171,7 +176,7 @@ def test_threads_on_one_base_never_see_each_others_adapter(base, adapters):
     def ask(number):
         i, model = work[number % len(work)]
         if number % 2:
-            said = "".join(chats[number % 2].stream(QUESTIONS[i], model, **GREEDY))
+            said = "".join(parts_of(chats[number % 2], QUESTIONS[i], model, **GREEDY))
         else:
             said = chats[number % 2].replies([QUESTIONS[i]], model, **GREEDY)[0].text
         return said == expected[i, model]
@@ -212,7 +217,7 @@ def test_replies_come_in_the_order_of_the_questions(chat):
 
 
 def test_the_own_layout_is_the_template_the_weights_were_tuned_with(chat, base):
-    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[1]), 10, {}))
+    asked = base.tokenizer.decode(chat._prompt(list(QUESTIONS[1]), 10, None))
     rows = [{"role": "user", "content": "Hi"}]
     own = base.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
     assert asked == own
@@ -238,7 +243,7 @@ def test_base_and_adapters_answer_differently_from_one_copy_of_the_weights(chat,
 
 
 def test_two_streams_may_take_turns_without_mixing(chat):
-    streams = {name: chat.stream(QUESTIONS[0], name, **GREEDY) for name in ("base", "tuned")}
+    streams = {name: parts_of(chat, QUESTIONS[0], name, **GREEDY) for name in ("base", "tuned")}
     said = dict.fromkeys(streams, "")
     for _ in range(10):
         for name, stream in streams.items():
@@ -305,7 +310,7 @@ def test_a_reply_stops_at_a_text_of_the_askers_own(chat):
     answer = chat.reply(QUESTIONS[0], stop=[stop], **GREEDY)
     assert answer.text == whole[: whole.index(stop)].strip()
     assert answer.stopped_by == "tag"
-    assert "".join(chat.stream(QUESTIONS[0], stop=[stop], **GREEDY)) == answer.text
+    assert "".join(parts_of(chat, QUESTIONS[0], stop=[stop], **GREEDY)) == answer.text
 
 
 @functools.cache
@@ -335,7 +340,7 @@ def test_history_is_kept_within_the_context_by_whole_turns(base):
     turn = [Message("user", "Why? " * 20), Message("assistant", "Because. " * 20)]
     talk = [Message("system", "Be kind."), *turn * 5, Message("user", "And now?")]
     chat = ChatModel(base, context=150)
-    text = base.tokenizer.decode(chat._prompt(talk, 20, chat._layout("base")))
+    text = base.tokenizer.decode(chat._prompt(talk, 20, chat._layouts["base"]))
     assert text.startswith("Be kind.\n[|Human|] Why?")
     assert text.endswith("[|Human|] And now?\n[|AI|]")
     assert text.count("Because. " * 19) == text.count("Why? " * 19) == 1

@@ -154,7 +154,7 @@ def test_base_and_tuned_stream_side_by_side_and_the_page_says_whose_they_are(bro
     write_adapter(run.adapter_dir, 1, {"num_dialogues": 250})
     tier = {"tier": {"name": "laptop", "teacher": "qwen-1.5b"}}
     (run.path / "run.json").write_text(json.dumps(tier))
-    chat = ChatModel(load_base("smollm2-135m", "float32"), run.adapter_dir)
+    chat = ChatModel(load_base("smollm2-135m", "float32"), {"tuned": run.adapter_dir})
     with opened(chat, run) as address:
         visitor = Visitor(browser, address)
         whose = visitor.page.get_by_text("the adapter of run mine").inner_text()

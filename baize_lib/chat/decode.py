@@ -25,16 +25,12 @@ _MOST_PACKED = 1_500_000_000  # weights in bytes: packing doubles them, and larg
 
 
 class Decoder:
-    """Next-token logits for several prompts at once.
-
-    Args:
-        adapter: the name `lora.attach` gave, or None for the base itself.
-        packs: the packed weights of earlier decoders of this base, kept by the caller.
-    """
+    """Next-token logits for several prompts at once."""
 
     def __init__(
         self, base: Base, adapter: str | None, prompts: Sequence[list[int]], packs: dict
     ) -> None:
+        """`adapter`: the name `lora.attach` gave; `packs`: packed weights, kept by the caller."""
         import torch
         from transformers import DynamicCache
 
@@ -49,9 +45,8 @@ class Decoder:
     def next_logits(self, rows: list[int], ids: list[list[int]] | None = None) -> Any:
         """Logits (len(rows), vocabulary), on the CPU.
 
-        Args:
-            rows: the prompts whose replies go on; one left out never comes back.
-            ids: the token each of them wrote last; None at the beginning.
+        `rows` are the prompts whose replies go on (one left out never comes back), `ids` the token
+        that each of them wrote last; None at the beginning.
         """
         import torch
 

@@ -64,10 +64,7 @@ class _Talk:
 
 
 def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
-    """Open the page on this machine, at the address that is printed; thumbs go into the run.
-
-    Args:
-        launch: passed on to Gradio's `launch`; prevent_thread_lock=True returns at once.
+    """Open the page on this machine; thumbs go into the run, `launch` to Gradio's `launch`.
 
     Raises:
         BaizeError: Gradio is not installed, or the port is in use.
@@ -226,18 +223,17 @@ def prose_and_code(reply: str) -> Iterator[tuple[str, str]]:
 def _whose(chat: ChatModel, run: Run) -> str:
     """Whose adapter it is, of which tier, on which base."""
     name = MODELS[chat.base.name].title if chat.base.name in MODELS else chat.base.name
-    folder = chat.adapters.get("tuned")
-    if not folder:
+    if "tuned" not in chat.adapters:
         return f"{name}, untrained"
-    own = Path(folder) == run.adapter_dir
-    whose = f"the adapter of run {run.path.name}" if own else f"the adapter in {Path(folder)}"
-    if Path(folder) == data_dir() / "adapter":
-        whose = "the adapter recorded with the course"
+    folder = Path(chat.adapters["tuned"])
+    named = {run.adapter_dir: f"of run {run.path.name}"}
+    named[data_dir() / "adapter"] = "recorded with the course"
+    whose = f"the adapter {named.get(folder, f'in {folder}')}"
     told = run.path / "run.json"
-    tier = json.loads(told.read_text("utf-8"))["tier"] if own and told.is_file() else {}
-    tier = f" (tier {tier['name']}, teacher {tier['teacher']})" if tier else ""
-    card = read_card(folder)
-    return f"{whose}{tier}, trained on {card['num_dialogues']:,} dialogues; base: {name}"
+    if folder == run.adapter_dir and told.is_file():
+        tier = json.loads(told.read_text("utf-8"))["tier"]
+        whose += f" (tier {tier['name']}, teacher {tier['teacher']})"
+    return f"{whose}, trained on {read_card(folder)['num_dialogues']:,} dialogues; base: {name}"
 
 
 def _vote(chat: ChatModel, run: Run, model: str, good: bool, talk: _Talk) -> str:

@@ -41,12 +41,11 @@ _SPLITS = {  # how a tokenizer splits text before it looks for tokens -> llama.c
 def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Path:
     """Write the model that `merge` made to the file `out`, and an Ollama Modelfile beside it.
 
-    Args:
-        quant: "q8_0" (8 bits a weight and a scale for every 32), "f16" or "f32".
+    `quant` is "q8_0" (8 bits a weight and a scale for every 32), "f16" or "f32".
 
     Raises:
-        BaizeError: unknown quant; no merged model there; an architecture or tokenizer that this
-            cannot write; no room on the disk.
+        BaizeError: no merged model there; an architecture or tokenizer that this cannot write; no
+            room on the disk.
     """
     import gguf
     from transformers import AutoConfig, AutoTokenizer

@@ -36,68 +36,50 @@ Asked = str | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One reply. `stopped_by` is "end" (the end token), "tag" (it began to speak for somebody
-    else, or wrote one of your stops; cut off) or "length". `num_tokens` counts all it wrote, end
-    token included; `num_read` the prompt.
-    """
+    """One reply."""
 
     text: str
-    stopped_by: str
-    num_tokens: int
+    stopped_by: str  # "end" token, "tag" (it began to speak for somebody, or a stop), or "length"
+    num_tokens: int  # all it wrote, end token included
     seconds: float
-    num_read: int = 0
+    num_read: int = 0  # tokens of the prompt
 
 
 class ChatModel:
     """A base model and adapters by name; `model="base"` and `"own layout"` are always there.
 
     "base" is the base model in Baize's layout, "own layout" the same weights spoken to through the
-    chat template they were tuned with.
-
-    Args:
-        base: from `models.load_base`.
-        adapters: adapter folders by name, for example `{"tuned": run.adapter_dir}`; a folder alone
-            is "tuned".
-        context: tokens of prompt and reply together; default the model's own limit.
+    chat template they were tuned with. `adapters` are folders by name; `context` is how many tokens
+    prompt and reply may have together, by default the model's own limit.
 
     Raises:
         BaizeError: an adapter is missing, or was trained on another base or template.
     """
 
     def __init__(
-        self,
-        base: Base,
-        adapters: Mapping[str, Path | str] | Path | str | None = None,
+        self, base: Base, adapters: Mapping[str, Path | str] | None = None,
         context: int | None = None,
-    ) -> None:
-        adapters = {"tuned": adapters} if isinstance(adapters, Path | str) else adapters
+    ) -> None:  # fmt: skip
         self.base, self.adapters = base, dict(adapters or {})
         limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
         self.context = context or limit or 2048
         self._packs: dict[Any, Any] = {}
+        # How the dialogues that a model was trained on were laid out; None for its own layout.
+        self._layouts: dict[str, dict[str, Any] | None] = {"base": {}, OWN_LAYOUT: None}
         with _ONE_AT_A_TIME:
-            for folder in self.adapters.values():
+            for name, folder in self.adapters.items():
                 attach(base, folder)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names `model` may have."""
-        return ("base", OWN_LAYOUT, *self.adapters)
+                card = read_card(folder)
+                told = card.get("settings", {}).get("end_token", True)
+                self._layouts[name] = {"language": card.get("language", "en"), "end_token": told}
+        self.models = tuple(self._layouts)  # the names `model` may have
 
     def reply(self, asked: Asked, model: str = "base", **sampling: Any) -> Answer:
-        """Answer a question, or the last message of a conversation.
+        """Answer a question, or the last message of a conversation; `sampling` as in `replies`.
 
-        Args:
-            asked: a question, or messages that alternate, the user's last; the oldest turns are
-                left out to fit.
-            model: "base", "own layout" or the name of an adapter.
-            sampling: as in `replies`.
+        The oldest turns are left out where the conversation exceeds the context.
         """
         return self.replies([asked], model, **sampling)[0]
-
-    def stream(self, asked: Asked, model: str = "base", **sampling: Any) -> Iterator[str]:
-        """Yield the reply in parts as they are settled; together they are `reply(...).text`."""
-        return (text for text, _ in self.follow(asked, model, **sampling) if text)
 
     def follow(
         self, asked: Asked, model: str = "base", **sampling: Any
@@ -148,14 +130,17 @@ class ChatModel:
                 f"max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}: max_tokens "
                 "must be at least 1, temperature not negative, top_p above 0 and at most 1"
             )
-        layout = self._layout(model)
-        if layout:
-            layout["language"] = language or layout["language"]
+        if model not in self.models:
+            raise BaizeError(f"model {model!r} is not loaded: use one of {', '.join(self.models)}")
+        layout = self._layouts[model]
+        if layout is not None and language:
+            layout = layout | {"language": language}
         prompts = [self._prompt(_messages(asked), max_tokens, layout) for asked in conversations]
         ends = _end_tokens(self.base), (HUMAN_TAG, AI_TAG, *filter(None, stop))
         writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
         with _ONE_AT_A_TIME:
-            adapter = self._adapter(model)
+            folder = self.adapters.get(model)
+            adapter = attach(self.base, folder) if folder else None
             decoder = Decoder(self.base, adapter, prompts, self._packs)
         active, last = list(range(len(writers))), None
         try:
@@ -171,34 +156,16 @@ class ChatModel:
             with _ONE_AT_A_TIME:
                 select(self.base, None)
 
-    def _adapter(self, model: str) -> str | None:
-        if model in ("base", OWN_LAYOUT):
-            return None
-        return attach(self.base, self.adapters[model])
-
-    def _layout(self, model: str) -> dict[str, Any]:
-        """How the dialogues that the model was trained on were laid out, from its card.
-
-        Empty for the base's own layout.
-        """
-        if model not in self.models:
-            raise BaizeError(f"model {model!r} is not loaded: use one of {', '.join(self.models)}")
-        if model == OWN_LAYOUT:
-            return {}
-        card = {} if model == "base" else read_card(self.adapters[model])
-        end_token = card.get("settings", {}).get("end_token", True)
-        return {"language": card.get("language", "en"), "end_token": end_token}
-
     def _prompt(
-        self, messages: list[Message], max_tokens: int, layout: dict[str, Any]
+        self, messages: list[Message], max_tokens: int, layout: dict[str, Any] | None
     ) -> list[int]:
         """The prompt's tokens, with the oldest whole turns left out until the reply fits too."""
         first = 1 if messages and messages[0].role == "system" else 0
         while True:
-            if layout:
-                ids = prompt_ids(messages, self.base.tokenizer, **layout)
-            else:
+            if layout is None:
                 ids = self._own_ids(messages)
+            else:
+                ids = prompt_ids(messages, self.base.tokenizer, **layout)
             if len(ids) + max_tokens <= self.context:
                 return ids
             if len(messages) < first + 3:
@@ -219,11 +186,7 @@ class ChatModel:
 def open_chat(
     run: Run, student: str, precision: str = "auto", adapter: Path | str | None = None
 ) -> ChatModel:
-    """The student with the run's own adapter as "tuned", or the recorded one; says which.
-
-    Raises:
-        BaizeError: as `load_base` and `ChatModel`.
-    """
+    """The student with the run's own adapter as "tuned", or the recorded one; says which."""
     own, recorded = run.adapter_dir, data_dir() / "adapter"
     adapter = Path(adapter or (own if own.is_dir() else recorded))
     read_card(adapter)  # before the base is loaded, which takes longer
@@ -242,8 +205,7 @@ def _messages(asked: Asked) -> list[Message]:
 
 def _end_tokens(base: Base) -> set[int]:
     """Every token that ends a reply: the tokenizer's, and those the model was tuned with."""
-    config = getattr(base.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None) or []
+    ends = base.model.generation_config.eos_token_id or []
     return {base.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends)}
 
 

@@ -1,7 +1,7 @@
 """The chatbot behind the interface of OpenAI's chat API, so that other programs can talk to it.
 
-"base", "own layout" and each adapter are models by name. The course's own teacher client is one of
-those that can ask: your student may be the next run's teacher.
+"base", "own layout" and each adapter are models by name. The course's own teacher client can ask
+too: your student may be the next run's teacher.
 
     address = serve(chat, port=0, wait=False)     # "http://127.0.0.1:41231/v1"
     client = openai.OpenAI(base_url=address, api_key="none")
@@ -27,12 +27,9 @@ def serve(
 
     Args:
         port: 0 takes a free one.
-        host: "127.0.0.1" can be reached from this machine only.
+        host: "127.0.0.1" can be reached from this machine only; others need a `key`.
         key: what a client must send as its API key; "" takes any.
         wait: stay here; else serve from a thread and return at once.
-
-    Raises:
-        BaizeError: the port is in use; an address that others can reach, and no key.
     """
 
     async def answer(asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:

@@ -8,13 +8,14 @@ whether it may be passed on. The cards are written from the run's own files; not
     push(merged, "you/your-chatbot")
 """
 
+import copy
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,6 +26,9 @@ from baize_lib.models.base import Base
 from baize_lib.models.weights import MODELS, quiet
 from baize_lib.training.lora import read_card
 from baize_lib.training.tokens import save_layout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["merge", "model_card", "dataset_card", "push"]
 
@@ -59,7 +63,7 @@ def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
     need_room(out, sum(p.nbytes for p in base.model.parameters()))
     try:
         with quiet():
-            model = PeftModel.from_pretrained(_copy(base.model), str(adapter_dir))
+            model = PeftModel.from_pretrained(_copy(base), str(adapter_dir))
             model.merge_and_unload().save_pretrained(part)
         told = card.get("settings", {}).get("end_token", True)
         save_layout(part, base.tokenizer, card.get("language", "en"), told)
@@ -81,44 +85,31 @@ def need_room(out: Path, num_bytes: float) -> None:
         )
 
 
-def _copy(model: Any) -> Any:
+def _copy(base: Base) -> Any:
     """The base model alone, on the CPU, without the adapters that may be on it."""
-    import torch
-
-    state = {
-        name.replace(".base_layer", "").replace(".original_module", ""): weight
-        for name, weight in model.state_dict().items()
-        if ".lora_" not in name and ".modules_to_save." not in name
-    }
-    with torch.device("meta"):  # without numbers, until the copies take their place
-        copy = type(model)(model.config)
-    copies = {name: weight.detach().to("cpu", copy=True) for name, weight in state.items()}
-    copy.load_state_dict(copies, assign=True)
-    copy.tie_weights()
-    return copy
+    peft = base.attached.get("peft")
+    return (copy.deepcopy(peft).unload() if peft else copy.deepcopy(base.model)).cpu()
 
 
 def model_card(
-    folder: Path | str, run: Run | None = None, *, teacher: str = "", scores: Any = None
+    folder: Path | str, run: Run | None = None, *, scores: "pd.DataFrame | None" = None
 ) -> str:
     """Write the README.md of an adapter or a merged model, the hub's model card; returns it.
 
-    Args:
-        run: the run it comes from; its files tell the teacher and the corpus.
-        teacher: who wrote the dialogues, where there is no run to say so.
-        scores: a pandas table of results to show, such as `evaluation.score_table` gives.
+    The files of `run` tell the teacher and the corpus; `scores` is a table to show, such as
+    `evaluation.score_table` gives.
     """
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").is_file()
     card = read_card(folder) if is_adapter else _read(folder / "baize_run.json")
     if not card:
         raise BaizeError(f"{folder} holds neither an adapter nor a merged model")
-    told = _told(run, teacher or card.get("teacher", ""), card["base_model"])
+    told = _told(run, card.get("teacher", ""), card["base_model"])
     eos = _read(folder / "tokenizer_config.json").get("eos_token", "<end token>")
     talk = [Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")]
     text = _fill(
         "model_card.jinja", card=card, library="peft" if is_adapter else "transformers", **told,
-        scores=None if scores is None else _markdown(scores),
+        scores=[] if scores is None else scores.to_dict("records"),
         example=render(talk, eos=eos, language=card.get("language", "en")),
     )  # fmt: skip
     write_atomic(folder / "README.md", text)
@@ -126,11 +117,7 @@ def model_card(
 
 
 def dataset_card(run: Run) -> str:
-    """Write `corpus/README.md`, the hub's dataset card, from the run's own files; returns it.
-
-    Raises:
-        BaizeError: the run has no corpus yet.
-    """
+    """Write `corpus/README.md`, the hub's dataset card, from the run's own files; returns it."""
     told = _told(run, "", "")
     if not told["corpus"]:
         raise BaizeError(f"run {run.path.name} has no corpus yet: notebook 03 makes one")
@@ -148,9 +135,6 @@ def push(folder: Path | str, repository: str, *, kind: str = "model", private: b
         folder: an adapter, a merged model, or with kind="dataset" a run's corpus.
         repository: "you/name"; it is made if it is not there.
         private: only you can see it; change that when you have read what its card says.
-
-    Raises:
-        BaizeError: no card in the folder; no token; the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -201,11 +185,3 @@ def _fill(template: str, **values: Any) -> str:
     source = (_HERE / template).read_text(encoding="utf-8")
     page = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
     return page.from_string(source).render(values) + "\n"
-
-
-def _markdown(table: Any) -> str:
-    rows: list[Mapping[str, Any]] = table.to_dict("records")
-    shown = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *shown]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-                     for line in lines)  # fmt: skip

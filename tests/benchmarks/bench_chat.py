@@ -48,7 +48,7 @@ def main():
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     questions = [p.turns[0] for p in load_prompts(language="en")][:16]
     base = load_base("smollm2-135m", "float32")
-    chat = ChatModel(base, ADAPTER)
+    chat = ChatModel(base, {"tuned": ADAPTER})
     merging = copy.deepcopy(base.model)
     peft = base.attached["peft"]
     for layer in merging.modules():
