@@ -56,10 +56,6 @@ class Shape:
             _COUNTED[key] = cls(config, *_counts(config), *_sizes(config.get_text_config()))
         return _COUNTED[key]
 
-    def empty_model(self) -> "PreTrainedModel":
-        """The model itself on the meta device."""
-        return _empty_model(self.config)
-
     def gigabytes(self, precision: str, full: int = 2) -> float:
         """Memory of the weights in GB; `full`: bytes of a weight that int8 and nf4 do not pack.
 
@@ -72,7 +68,8 @@ class Shape:
         return (packed * _BYTES[precision] + (self.num_parameters - packed) * full) / 1e9
 
 
-def _empty_model(config: "PreTrainedConfig") -> "PreTrainedModel":
+def empty_model(config: "PreTrainedConfig") -> "PreTrainedModel":
+    """The model itself on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,7 +83,7 @@ def _counts(config: "PreTrainedConfig") -> tuple[int, int, int]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    model, text = _empty_model(config), config.get_text_config()
+    model, text = empty_model(config), config.get_text_config()
     total = model.num_parameters()
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -251,8 +251,8 @@ def student_dir(name: str) -> Path:
     with _arriving(target) as scratch:
         if _is_whole(target):
             return target
-        for old in (target, *scratch.iterdir()):
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        for old in (target, scratch):
+            shutil.rmtree(old, ignore_errors=True)
         _need_disk(scratch, 6 * source.stat().st_size)
         whole = f"use a whole file of a known architecture, or one of {', '.join(MODELS)}"
         with refusing(f"{source.name} cannot be made a student", whole):

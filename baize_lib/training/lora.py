@@ -17,7 +17,7 @@ from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE
 from baize_lib.files import sha256_of
 from baize_lib.models.base import Base
-from baize_lib.models.shapes import Shape
+from baize_lib.models.shapes import Shape, empty_model
 from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.settings import TrainingSettings
 
@@ -141,7 +141,7 @@ def lora_counts(shape: Shape, settings: TrainingSettings) -> tuple[int, int]:
     import torch
 
     with torch.device("meta"):
-        model = _with_lora(shape.empty_model(), settings, shape.config.model_type)
+        model = _with_lora(empty_model(shape.config), settings, shape.config.model_type)
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     read = sum(count for name, count in trained.items() if "lora_A" in name)
     return sum(trained.values()), read // settings.rank

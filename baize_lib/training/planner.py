@@ -99,9 +99,9 @@ def corpus_of(rows: Sequence[Encoded], settings: TrainingSettings) -> Corpus:
 # --- measuring
 
 
-def this_machine(compute: str = "auto") -> Device:
+def this_machine() -> Device:
     """The machine this runs on. A GPU's peak is its data sheet's; a CPU's is what its own matrix
-    products reach in what training multiplies in (`TrainingSettings.compute`), in a second.
+    products reach in the precision that training multiplies in, measured in a second.
     """
     import psutil
     import torch
@@ -110,7 +110,7 @@ def this_machine(compute: str = "auto") -> Device:
 
     if torch.cuda.is_available():
         return device_called(torch.cuda.get_device_name())
-    precision, _ = compute_precision("float32", "cpu", compute)
+    precision, _ = compute_precision("float32", "cpu")
     rate, memory = product_rate(precision) / 1e12, psutil.virtual_memory().total / 1e9
     source = f"{precision} matrix products, measured just now"
     return Device(_CPU, memory, rate, rate, bfloat16=False, usd=0, source=source)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from baize_lib.config import BaizeError
 from baize_lib.models.shapes import Shape
@@ -92,8 +93,6 @@ class RunFile:
 
 def _checked(kind: type[_T], said: Mapping[str, Any], where: str) -> _T:
     """`said` as an instance of the dataclass `kind`."""
-    from pydantic import TypeAdapter, ValidationError
-
     try:
         return TypeAdapter(kind).validate_python(said)
     except ValidationError as error:
@@ -102,14 +101,8 @@ def _checked(kind: type[_T], said: Mapping[str, Any], where: str) -> _T:
         raise BaizeError(f"{where}: {wrong}; known are {known}") from error
 
 
-def _read_presets() -> dict[str, Preset]:
-    from pydantic import TypeAdapter
-
-    text = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(dict[str, Preset]).validate_python(yaml.safe_load(text))
-
-
-PRESETS = _read_presets()
+_TABLE = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
+PRESETS = TypeAdapter(dict[str, Preset]).validate_python(yaml.safe_load(_TABLE))
 
 
 def preset_of(name: str) -> Preset:

@@ -18,7 +18,7 @@ from typing import Any
 
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import Base
-from baize_lib.models.shapes import Shape
+from baize_lib.models.shapes import Shape, empty_model
 from baize_lib.models.weights import quiet
 from baize_lib.training.planner import this_machine
 from baize_lib.training.settings import PRESETS, TrainingSettings
@@ -46,7 +46,7 @@ def random_model(shape: Shape, precision: str, device: str) -> Any:
     import torch
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = shape.empty_model().to(dtype)
+    model = empty_model(shape.config).to(dtype)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear) and name != "lm_head":
