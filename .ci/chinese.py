@@ -20,12 +20,15 @@ import json
 import re
 import sys
 import tomllib
+from difflib import SequenceMatcher
 from pathlib import Path
 
 COURSE = Path(__file__).resolve().parent.parent
 ROOT = COURSE / "notebooks"
 ADDRESS = tomllib.loads((COURSE / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
 WAITING = "（此处待译。）"
+SIGNS = "\u2014-\u201f\u3000-\u303f\uff00-\uffef"  # Chinese punctuation
+HAN = SIGNS + "\u4e00-\u9fff"
 
 
 def digest(text: str) -> str:
@@ -59,21 +62,41 @@ def texts(path: Path) -> dict[str, str]:
     return {cell["metadata"]["en"]: source(cell) for cell in cells if "en" in cell["metadata"]}
 
 
+def unwrapped(text: str) -> str:
+    """Each paragraph on one line: a browser may show a line break inside Chinese as a space.
+
+    >>> unwrapped("自我\\n对话，\\n`seed` 与\\nLoRA")
+    '自我对话，`seed` 与\\nLoRA'
+    """
+    parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)
+    between = rf"(?<=[{HAN}*])\n(?=[{HAN}\[]|\*\*)|(?<=[{SIGNS}])\n(?=[A-Za-z`])"
+    parts[::2] = [re.sub(between, "", prose) for prose in parts[::2]]
+    return "".join(parts)
+
+
+def kept(before: list[str], now: list[str]) -> list[str]:
+    """Which Chinese text each English one gets: its own, or, when changed, the one in its place.
+
+    >>> kept(["a", "b", "c"], ["a", "B", "c", "d"])
+    ['a', 'b', 'c', '']
+    """
+    found = [key if key in before else "" for key in now]
+    for tag, i, j, k, m in SequenceMatcher(None, before, now, autojunk=False).get_opcodes():
+        if tag == "replace":
+            gone = [key for key in before[i:j] if key not in now]
+            for place in range(k, m):
+                found[place] = found[place] or (gone.pop(0) if gone else "")
+    return found
+
+
 def rendered(path: Path, translated: dict[str, str]) -> dict:
-    """The Chinese notebook: the English one with its texts replaced, pictures a folder further."""
+    """The Chinese notebook: the English one with its texts replaced."""
     notebook = copy.deepcopy(read(path))
-    old = list(translated)
-    for cell in notebook["cells"]:
-        if cell["cell_type"] != "markdown":
-            continue
-        key = digest(source(cell))
-        if key not in translated:  # changed or new: the text before, if any, stays under its digest
-            here = [digest(source(c)) for c in notebook["cells"] if c["cell_type"] == "markdown"]
-            gone = [k for k in old if k not in here]
-            key = gone[0] if gone else ""
-            old = [k for k in old if k != key]
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    keys = kept(list(translated), [digest(source(cell)) for cell in cells])
+    for cell, key in zip(cells, keys, strict=True):
         cell["metadata"] = {"en": key}
-        cell["source"] = translated.get(key, WAITING).splitlines(keepends=True)
+        cell["source"] = unwrapped(translated.get(key, WAITING)).splitlines(keepends=True)
     return notebook
 
 
