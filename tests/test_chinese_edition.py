@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 ENGLISH = [*sorted(FOLDER.glob("[0-9]*.ipynb")), *sorted(FOLDER.glob("bonus/[0-9]*.ipynb"))]
 NOT_YET = {
-    "01_seed_collection", "02_self_chat", "03_dataset_inspection", "04_lora_training",
-    "05_qualitative_evaluation", "06_share_it", "07_what_each_choice_buys", "08_refusals",
-    "09_judges_and_feedback", "11_chinese",
+    "04_lora_training", "05_qualitative_evaluation", "06_share_it", "07_what_each_choice_buys",
+    "08_refusals", "09_judges_and_feedback", "11_chinese",
 }  # fmt: skip
 BOTH = [path for path in ENGLISH if path.stem not in NOT_YET]
 FIRST = "00_start_here.ipynb"
