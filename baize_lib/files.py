@@ -10,6 +10,7 @@ whole or not at all; `read_jsonl` tells which line of which file is broken.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import mmap
@@ -115,3 +116,12 @@ def text_hash(text: str) -> str:
     '9ed868d336bd4da2'
     """
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+@functools.cache
+def template(path: Path, *, escape: bool = True) -> Any:
+    """The Jinja2 template in a file; what is put into it is escaped as HTML."""
+    from jinja2 import Environment, StrictUndefined
+
+    engine = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True)
+    return engine.from_string(path.read_text(encoding="utf-8"))

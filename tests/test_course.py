@@ -14,18 +14,18 @@ from baize_lib.course.exercises import check_exercise
 from baize_lib.course.receipt import _hash, check_receipt, clock, spent_usd, write_receipt
 from baize_lib.course.runner import (
     COURSE,
+    ROOT,
     Executed,
     _chosen,
     _glossary,
     _run_all,
     execute,
 )
-from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.evaluation.prompts import load_prompts
-from baize_lib.files import write_atomic, write_jsonl
+from baize_lib.files import template, write_atomic, write_jsonl
 from baize_lib.teacher.calls import Call, Calls
-from baize_lib.teacher.errors import ServerAnswer
+from baize_lib.teacher.errors import Reply
 from baize_lib.teacher.prices import Usage
 
 
@@ -55,7 +55,7 @@ async def paid(run, purpose, usd, given, said):
     with Calls(run.calls_file).held() as calls:
         number = await calls.begin(Call(f"{purpose}{usd}", purpose), 1.0, 9999)
         usage = Usage(input=given, output=said)
-        await calls.answered(number, ServerAnswer("Hello.", "stop", usage, usd=usd))
+        await calls.answered(number, Reply("Hello.", "stop", usage, cost_usd=usd))
 
 
 def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):
@@ -238,7 +238,9 @@ def test_a_page_links_to_pages_and_the_glossary_is_one(run, tmp_path):
 
 def test_the_index_escapes_what_notebooks_and_their_files_say():
     done = [Executed("00_'><script>", "<script>", 61, 0.5)]
-    page = template("index.jinja").render(done=done, receipt="<b>receipt</b>", clock=clock)
+    page = template(ROOT / "baize_lib/course/index.jinja").render(
+        done=done, receipt="<b>receipt</b>", clock=clock
+    )
     assert "<script" not in page
     assert "&lt;b&gt;receipt" in page
     assert "1:01" in page

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from baize_lib.chat.model import Answer, ChatModel
 from baize_lib.config import BaizeError, Run, data_dir
 from baize_lib.dialogue import Message, fenced
-from baize_lib.files import sha256_of
+from baize_lib.files import sha256_of, template
 from baize_lib.models.weights import MODELS
 from baize_lib.training.lora import read_card
 
@@ -186,16 +186,8 @@ def _next(stream: Iterator[tuple[str, Answer]], reply: str) -> tuple[str, str]:
 
 
 def _columns(models: list[str], talk: _Talk) -> list[str]:
-    return [_template().render(model=model, turns=talk.turns) for model in models]
-
-
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    page = jinja2.Environment(autoescape=True)
-    page.filters["parts"] = prose_and_code
-    return page.from_string((_HERE / "page.jinja").read_text("utf-8"))
+    page = template(_HERE / "page.jinja")
+    return [page.render(model=m, turns=talk.turns, parts=prose_and_code) for m in models]
 
 
 def prose_and_code(reply: str) -> Iterator[tuple[str, str]]:

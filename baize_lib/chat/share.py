@@ -21,7 +21,7 @@ import yaml
 
 from baize_lib.config import BaizeError, Run
 from baize_lib.dialogue import Message, render
-from baize_lib.files import read_jsonl, write_atomic
+from baize_lib.files import read_jsonl, template, write_atomic
 from baize_lib.models.base import Base
 from baize_lib.models.weights import MODELS, quiet
 from baize_lib.training.lora import read_card
@@ -107,13 +107,13 @@ def model_card(
     told = _told(run, card.get("teacher", ""), card["base_model"])
     eos = _read(folder / "tokenizer_config.json").get("eos_token", "<end token>")
     talk = [Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")]
-    text = _fill(
-        "model_card.jinja", card=card, library="peft" if is_adapter else "transformers", **told,
+    text = template(_HERE / "model_card.jinja", escape=False).render(
+        card=card, library="peft" if is_adapter else "transformers", **told,
         scores=[] if scores is None else scores.to_dict("records"),
         example=render(talk, eos=eos, language=card.get("language", "en")),
     )  # fmt: skip
-    write_atomic(folder / "README.md", text)
-    return text
+    write_atomic(folder / "README.md", text + "\n")
+    return text + "\n"
 
 
 def dataset_card(run: Run) -> str:
@@ -123,7 +123,8 @@ def dataset_card(run: Run) -> str:
         raise BaizeError(f"run {run.path.name} has no corpus yet: notebook 03 makes one")
     files = {"train": run.train_file, "validation": run.validation_file}
     counts = {name: sum(1 for _ in read_jsonl(path)) for name, path in files.items()}
-    text = _fill("dataset_card.jinja", counts=counts, **told)
+    card = template(_HERE / "dataset_card.jinja", escape=False)
+    text = card.render(counts=counts, **told) + "\n"
     write_atomic(run.corpus_dir / "README.md", text)
     return text
 
@@ -177,11 +178,3 @@ def _licences(teacher: str, student: str, sources: Iterable[str]) -> Iterable[di
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _fill(template: str, **values: Any) -> str:
-    import jinja2
-
-    source = (_HERE / template).read_text(encoding="utf-8")
-    page = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return page.from_string(source).render(values) + "\n"

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 from baize_lib.config import BaizeError, Run, runs_dir
 from baize_lib.course.environment import check_environment
 from baize_lib.course.receipt import clock, spent_usd, write_receipt
-from baize_lib.course.show import template
 from baize_lib.course.tiers import current_tier, open_run
-from baize_lib.files import write_atomic
+from baize_lib.files import template, write_atomic
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -165,7 +164,9 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
         raise BaizeError(f"this machine is not ready:\n{report}")
     done = _run_all(paths, out, run)
     printed = write_receipt(run, out, time.perf_counter() - begun)
-    page = template("index.jinja").render(done=done, receipt=printed, clock=clock)
+    page = template(Path(__file__).with_name("index.jinja")).render(
+        done=done, receipt=printed, clock=clock
+    )
     write_atomic(out / "index.html", page)
     write_atomic(runs_dir() / "course" / "glossary.html", _glossary())
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")

@@ -10,7 +10,6 @@ AI     Yes.
 False
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from baize_lib.course.plots import hue
 from baize_lib.dialogue import Message, as_messages
 from baize_lib.evaluation.checks import MARKS
+from baize_lib.files import template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +40,7 @@ class Shown:
         return self.markup
 
 
-@functools.cache
-def template(name: str) -> Any:
-    """A template of this wing; what is put into it is escaped."""
-    from jinja2 import Environment, FileSystemLoader
-
-    folder = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=folder, autoescape=True, trim_blocks=True).get_template(name)
-
-
+_PAGE = Path(__file__).with_name("show.jinja")
 _SPEAKER = {"user": "Human", "assistant": "AI", "system": "System"}
 
 
@@ -56,7 +48,7 @@ def bubbles(messages: Sequence[Message | Mapping[str, str]], title: str = "") ->
     """A dialogue as coloured blocks, one a message (`Message`s, or role and content in dicts)."""
     said = [(_SPEAKER[m.role], m.content, hue(m.role)) for m in as_messages(messages)]
     lines = [f"{speaker:<5}  {text}" for speaker, text, _ in said]
-    markup = template("show.jinja").module.dialogue(title, said)
+    markup = template(_PAGE).module.dialogue(title, said)
     return Shown("\n".join([title, *lines] if title else lines), markup)
 
 
@@ -64,7 +56,7 @@ def side_by_side(replies: Mapping[str, str], title: str = "") -> Shown:
     """Several models' replies to one prompt, in columns. Keys are model names."""
     text = "\n".join([title, *(f"[{name}] {reply}" for name, reply in replies.items())])
     said = [(name, reply, hue(name)) for name, reply in replies.items()]
-    return Shown(text.strip(), template("show.jinja").module.columns(title, said))
+    return Shown(text.strip(), template(_PAGE).module.columns(title, said))
 
 
 def table(
@@ -97,7 +89,7 @@ def _table(rows: Any, caption: str, shown: Callable[[str, Any], tuple[str, str]]
     sides = {c: "right" if numeric(frame[c]) else "left" for c in frame.columns}
     cells = [[shown(c, row[c]) for c in sides] for row in frame.to_dict("records")]
     texts = pd.DataFrame([[text for text, _ in row] for row in cells], columns=list(sides))
-    markup = template("show.jinja").module.table(caption, list(sides.items()), cells)
+    markup = template(_PAGE).module.table(caption, list(sides.items()), cells)
     return Shown(f"{caption}\n{texts.to_string(index=False)}".strip(), markup)
 
 

@@ -8,7 +8,6 @@ too, and the page's own policy (CSP) forbids scripts and fetching, so that an an
 HTML stays an answer.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from baize_lib.evaluation.checks import CHECKS, MARKS
 from baize_lib.evaluation.health import health
 from baize_lib.evaluation.prompts import Prompt
 from baize_lib.evaluation.statistics import Graded, score_table
-from baize_lib.files import write_atomic
+from baize_lib.files import template, write_atomic
 from baize_lib.teacher.budget import money
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def page(
     paid: Counter[str] = Counter()
     for attempt in attempts:
         paid[attempt.model] += sum(line.get("cost_usd", 0) for line in attempt.turns)
-    text = _template().render(
+    text = template(Path(__file__).with_name("page.jinja")).render(
         title=title, models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
         rows=[_row(prompt, models, shown, graded) for prompt in asked],
         reported=list(dict.fromkeys(name for p in asked for name in p.article)),
@@ -67,14 +66,6 @@ def page(
     if path:
         write_atomic(path, text)
     return text
-
-
-@functools.cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    engine = Environment(autoescape=True, undefined=StrictUndefined)
-    return engine.from_string(Path(__file__).with_name("page.jinja").read_text(encoding="utf-8"))
 
 
 def _row(
