@@ -7,6 +7,7 @@
 #   make serve    the same for programs: OpenAI's API on port 8000 of this machine
 #   make render   run again; outputs into notebooks/ (in both languages), figures into figures/
 #   make slides   the notebooks' figures and key points as slides, in runs/course/slides.html
+#   make site     the course as a site in English and Chinese, in runs/site/; runs no notebook
 #   make badge OWNER=name/repository   write the address of your copy wherever the course names it
 #   make clean    remove what a command can make again; runs you made stay
 # TIER is ci, laptop, t4 or a100; BAIZE_TIER in the environment counts too.
@@ -25,9 +26,9 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --only-binary
 # those in notebooks/zh/ have the same code and are not run again
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help course bonus test lab render clean demo serve slides badge
+.PHONY: help course bonus test lab render clean demo serve slides site badge
 help:
-	@sed -n '2,13s/^# *//p' Makefile
+	@sed -n '2,14s/^# *//p' Makefile
 
 course: $(READY)
 	@$(BIN)/baize run
@@ -61,6 +62,13 @@ serve: $(READY)
 slides: $(READY)
 	@$(BIN)/python .ci/slides.py
 
+site: $(READY)
+	@rm -rf runs/site
+	@for language in en zh; do BAIZE_LANG=$$language $(BIN)/sphinx-build -q -W --keep-going \
+	  -c .ci/site -d runs/site/.parsed/$$language . runs/site/$$language || exit 1; done
+	@rm -rf runs/site/.parsed && cp .ci/site/index.html runs/site/
+	@echo "open runs/site/index.html"
+
 badge:
 	@test -n "$(OWNER)" || { echo "say whose copy: make badge OWNER=name/repository"; exit 1; }
 	@$(PYTHON) .ci/badge.py "$(OWNER)"
@@ -77,5 +85,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@$(PIP) -e '.[lab,test,gpu]'
+	@$(PIP) -e '.[lab,test,gpu,site]'
 	@touch $@

@@ -48,7 +48,9 @@ def test_every_requirement_is_pinned_to_a_version_it_allows():
 
 def test_environment_yml_names_the_same_packages_at_the_pinned_versions():
     _, options, listed = conda()
-    assert {canonicalize_name(r.name) for r in listed} == set(requirements("lab", "test", "gpu"))
+    assert {canonicalize_name(r.name) for r in listed} == set(
+        requirements("lab", "test", "gpu", "site")
+    )
     for requirement in listed:
         assert str(requirement.specifier) == f"=={pins()[canonicalize_name(requirement.name)]}"
     assert options == ["-c constraints.txt", "-e ."]
@@ -86,7 +88,13 @@ def test_continuous_integration_calls_make_test_on_two_systems_and_two_pythons()
 
 
 def test_the_workflows_actions_run_on_a_node_that_is_still_there():
-    first_on_node_24 = {"actions/checkout": 5, "actions/setup-python": 6, "actions/cache": 5}
+    first_on_node_24 = {
+        "actions/checkout": 5,
+        "actions/setup-python": 6,
+        "actions/cache": 5,
+        "actions/upload-pages-artifact": 5,
+        "actions/deploy-pages": 5,
+    }
     for path in (ROOT / ".github/workflows").glob("*.yml"):
         for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
             for step in job["steps"]:
