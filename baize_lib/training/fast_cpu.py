@@ -37,7 +37,7 @@ __all__: list[str] = []
 _FAMILY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "SmolLM3")  # one formula for their parts
 _ROTATED = ("Llama", "Mistral", "Qwen2")  # nothing between the projections and the rotation
 _BLOCK = 128  # queries that are attended from at once
-SLICE = 2048  # tokens of the vocabulary whose logits exist at once
+_SLICE = 2048  # tokens of the vocabulary whose logits exist at once
 
 
 def compute_precision(precision: str, device: str, wanted: str = "auto") -> tuple[str, str]:
@@ -328,33 +328,28 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 class HeadLoss(Function):
     """The sum of cross_entropy(hidden @ weight.T, targets), in nats, with a frozen `weight`.
 
-    The vocabulary passes by a slice at a time, which stays in the processor's cache. Of the softmax
-    three running sums are kept, rescaled whenever a larger logit comes (Milakov and Gimelshein
-    2018). The gradient is made on the way: of `hidden` it is softmax @ weight - weight[target].
+    The vocabulary passes by a slice at a time. Of the softmax three running sums are kept, rescaled
+    whenever a larger logit comes (Milakov and Gimelshein 2018). The gradient is made on the way: of
+    `hidden` it is softmax @ weight - weight[target].
     """
 
     @staticmethod
     def forward(ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor):
-        count, wanted = len(targets), ctx.needs_input_grad[0]  # hidden (count, width)
-        largest = torch.full((count, 1), -math.inf, device=hidden.device)  # logit so far
+        # hidden (tokens, width), weight (vocabulary, width), targets (tokens,)
+        largest = torch.full((len(hidden), 1), -math.inf, device=hidden.device)  # logit so far
         total = torch.zeros_like(largest)  # of exp(logit - largest)
         mixed = torch.zeros(hidden.shape, device=hidden.device)  # of exp(logit - largest) * row
-        narrow = hidden.new_empty(count * SLICE)  # the same memory for each slice
-        wide = narrow if hidden.dtype == torch.float32 else narrow.float()
-        for rows in weight.split(SLICE):  # (SLICE, width), the last one shorter
-            size = count, len(rows)
-            logits, raised = (x[: count * len(rows)].view(size) for x in (narrow, wide))
-            raised.copy_(torch.mm(hidden, rows.T, out=logits))
-            higher = torch.maximum(largest, raised.amax(-1, keepdim=True))
+        for rows in weight.split(_SLICE):  # (_SLICE, width), the last one shorter
+            logits = (hidden @ rows.T).float()  # (tokens, _SLICE)
+            higher = torch.maximum(largest, logits.amax(-1, keepdim=True))
             shrunk, largest = (largest - higher).exp_(), higher
-            raised.sub_(largest).exp_()
+            raised = logits.sub_(largest).exp_()
             total.mul_(shrunk).add_(raised.sum(-1, keepdim=True))
-            if wanted:
-                mixed.mul_(shrunk).add_(logits.copy_(raised) @ rows)
-        chosen = weight[targets]  # (count, width)
+            if ctx.needs_input_grad[0]:
+                mixed.mul_(shrunk).add_(raised.to(rows.dtype) @ rows)
+        chosen = weight[targets]  # (tokens, width)
         logit = (hidden * chosen).sum(-1, keepdim=True, dtype=torch.float32)
-        if wanted:
-            ctx.save_for_backward(mixed.div_(total).sub_(chosen).to(hidden.dtype))
+        ctx.save_for_backward(mixed.div_(total).sub_(chosen).to(hidden.dtype))
         return (total.log() + largest - logit).double().sum()
 
     @staticmethod
