@@ -61,7 +61,7 @@ async def paid(run, purpose, usd, given, said):
 def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):
     path = notebook(tmp_path / "in" / "00_a.ipynb", "print('hello')", "1 + 1")
     done = execute(path, tmp_path / "out", run)
-    assert (done.title, done.error, done.usd) == ("A small notebook", "", 0.0)
+    assert (done.title, done.usd) == ("A small notebook", 0.0)
     written = json.loads((tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8"))
     code = [cell for cell in written["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == [1, 2]
@@ -259,4 +259,5 @@ def test_a_notebook_that_is_not_there_is_refused_with_those_there_are():
 
 def test_a_dead_kernel_is_told_as_what_it_mostly_is(run, tmp_path):
     path = notebook(tmp_path / "in" / "00_a.ipynb", "import os; os._exit(9)")
-    assert "memory was full" in execute(path, tmp_path / "out", run).error
+    with pytest.raises(BaizeError, match="memory was full"):
+        execute(path, tmp_path / "out", run)

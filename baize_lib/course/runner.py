@@ -35,17 +35,20 @@ COURSE, BONUS = ROOT / "notebooks", ROOT / "notebooks" / "bonus"
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """One notebook's run: seconds, dollars spent by its teacher, and its error if it failed."""
+    """One notebook's run: seconds, and dollars spent by its teacher."""
 
     name: str
     title: str
     seconds: float
     usd: float
-    error: str = ""
 
 
 def execute(path: Path, out: Path, run: Run) -> Executed:
-    """Run one notebook in its own kernel; write it, up to its error, and its HTML into `out`."""
+    """Run one notebook in its own kernel; write it and its HTML into `out`.
+
+    Raises:
+        BaizeError: a cell failed; the notebook was written up to there.
+    """
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -68,7 +71,12 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
     write_atomic(out / f"{path.stem}.html", as_html(notebook, path.parent))
     lines = (line for cell in notebook.cells for line in cell.source.splitlines())
     title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), path.stem)
-    return Executed(path.stem, title, seconds, spent_usd(run) - spent, error)
+    if error:
+        raise BaizeError(
+            f"{path.name} stopped: {error}\nSee {os.path.relpath(out / path.name)}; "
+            "run the same command again to go on: finished work is kept"
+        )
+    return Executed(path.stem, title, seconds, spent_usd(run) - spent)
 
 
 def tidy(notebook: "NotebookNode") -> None:
@@ -127,14 +135,8 @@ def _run_all(paths: Sequence[Path], out: Path, run: Run) -> list[Executed]:
     done: list[Executed] = []
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path.stem:<26}", end=" ", flush=True)
-        one = execute(path, out, run)
-        done.append(one)
-        print(f"{clock(one.seconds)}  ${one.usd:.2f}{'  failed' if one.error else ''}", flush=True)
-        if one.error:
-            raise BaizeError(
-                f"{path.name} stopped: {one.error}\nSee {os.path.relpath(out / path.name)}; "
-                "run the same command again to go on: finished work is kept"
-            )
+        done.append(execute(path, out, run))
+        print(f"{clock(done[-1].seconds)}  ${done[-1].usd:.2f}", flush=True)
     return done
 
 
