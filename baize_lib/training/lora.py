@@ -182,10 +182,10 @@ def attach(base: Base, folder: Path | str) -> str:
     name = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]
     if peft and name in peft.peft_config:
         return name
-    theirs, ours = card["base_model"], base.name
-    if card["precision"] == base.precision and "weights" in card:
+    theirs, ours = card.get("base_model"), base.name
+    if card.get("precision") == base.precision and "weights" in card:
         theirs, ours = card["weights"], base.fingerprint()  # whatever the two are called
-    for what, there, here in (("base", theirs, ours), ("template", card["template"], TEMPLATE)):
+    for what, there, here in (("base", theirs, ours), ("template", card.get("template"), TEMPLATE)):
         if there != here:
             raise BaizeError(
                 f"the adapter in {folder} was trained with {what} {there!r} and this is {here!r}: "
