@@ -22,7 +22,7 @@ from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import PICO, Budget, BudgetExceeded
 from baize_lib.teacher.calls import Call, Calls
 from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.errors import ServerAnswer, TeacherError
+from baize_lib.teacher.errors import Reply, TeacherError
 from baize_lib.teacher.prices import Price, Usage
 
 PRICE = Price("stub", 1.0, 2.0)
@@ -63,7 +63,7 @@ def note(calls, key="k", usd=0.5, tokens=10, **options):
 
 
 def said(text, usd=0.0):
-    return ServerAnswer(text, "stop", Usage(1, 0, 1), usd=usd)
+    return Reply(text, "stop", Usage(1, 0, 1), cost_usd=usd)
 
 
 def states(calls):
@@ -210,7 +210,7 @@ async def _interleave(path, steps, cap):
             if what == "answer":
                 paid = pico % (calls._reserved[number].picodollars + 1)
                 await calls.answered(
-                    number, ServerAnswer("x", "stop", Usage(tokens, 0, 1), usd=paid / PICO)
+                    number, Reply("x", "stop", Usage(tokens, 0, 1), cost_usd=paid / PICO)
                 )
             else:
                 getattr(calls, what if what in ("doubtful", "unbilled") else "unbilled")(number)
@@ -269,7 +269,7 @@ def test_a_cancellation_between_any_two_steps_leaves_nothing_reserved(stub, path
                 for job in jobs:
                     job.cancel()
                 ends.update(type(o) for o in await asyncio.gather(*jobs, return_exceptions=True))
-                assert calls.budget.reserved_usd == 0 and teacher.rate.in_flight == 0
+                assert calls.budget.reserved_usd == 0 and teacher.pace.in_flight == 0
             _check_sum(calls, None)
 
     asyncio.run(go())

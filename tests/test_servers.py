@@ -520,7 +520,8 @@ def test_a_call_that_waited_looks_again_before_it_is_made(stub, why):
                 for n in range(66)
             ]
             await asyncio.sleep(0.4)
-            teacher.halted, begun = True, stub.calls["POST /chat"]
+            teacher.halt()
+            begun = stub.calls["POST /chat"]
             outcomes = await asyncio.gather(*jobs, return_exceptions=True)
             return begun, outcomes
 
@@ -557,17 +558,17 @@ def test_a_slow_server_with_four_slots_loses_no_dialogue(stub, tmp_path, timeout
     teacher = teacher_at(stub, timeout=timeout, price=FREE, backoff=0.01)
     receipt = run(stub, tmp_path / "l.jsonl", 150, teacher=teacher)
     assert (receipt.ok, receipt.failed) == (150, 0)
-    assert teacher.rate.limit < 64
+    assert teacher.pace.limit < 64
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "hang", "504", {"status": 529, "body": ""}])
 def test_whatever_says_too_much_slows_the_pace_once(stub, fault):
     teacher = teacher_at(stub, timeout=0.3)
     ask(teacher, 40)
-    before = teacher.rate.limit
+    before = teacher.pace.limit
     stub.script(fault)
     ask(teacher, 1, seed=2)
-    assert teacher.rate.limit <= before / 2 + 1 and teacher.rate.num_slowdowns == 1
+    assert teacher.pace.limit <= before / 2 + 1 and teacher.pace.spells == 1
 
 
 # ---- T13: the server's own words

@@ -236,7 +236,7 @@ def test_a_server_that_asks_for_hours_stops_the_run():
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
 def test_no_body_whatever_makes_the_reader_raise(body):
     outcome = read_answer(body, bound=Usage(1, 0, 1))
-    assert outcome.__class__.__name__ in ("ServerAnswer", "Failure")
+    assert outcome.__class__.__name__ in ("Reply", "Failure")
 
 
 # ---- the budget, in flight
@@ -289,7 +289,7 @@ def test_a_cancelled_call_is_counted_as_perhaps_billed(stub):
 
     asyncio.run(go())
     assert teacher.budget.uncertain_usd == pytest.approx(worst_case())
-    assert teacher.budget.reserved_usd == 0 and teacher.rate.in_flight == 0
+    assert teacher.budget.reserved_usd == 0 and teacher.pace.in_flight == 0
 
 
 @given(st.lists(st.text(max_size=30), max_size=5))
@@ -315,8 +315,9 @@ def test_the_pace_settles_near_what_the_server_allows(stub):
     teacher = teacher_at(stub, max_concurrency=256, max_attempts=30)
     outcomes = ask(teacher, num_calls=600)
     assert not any(isinstance(outcome, BaseException) for outcome in outcomes)
-    rate = teacher.rate
-    assert 5 <= rate.limit <= 40 and rate.num_slowdowns >= 1 and rate.calls_per_second > 0
+    pace = teacher.pace
+    assert 5 <= pace.limit <= 40 and pace.spells >= 1
+    assert not str(pace).startswith("0.0 calls/s")
     assert stub.answered == 600
 
 
@@ -373,7 +374,7 @@ def test_the_key_appears_nowhere_on_any_path(stub, fault, caplog, capfd, monkeyp
     )
     outcome = ask(teacher)
     assert stub.keys_seen == {MARKED}  # it was used, and yet:
-    shown = [repr(teacher), repr(outcome), str(outcome), repr(teacher.budget), repr(teacher.rate)]
+    shown = [repr(teacher), repr(outcome), str(outcome), repr(teacher.budget), str(teacher.pace)]
     shown += [str(vars(outcome)) if isinstance(outcome, BaseException) else ""]
     if isinstance(outcome, BaseException):
         full = traceback.TracebackException.from_exception(outcome, capture_locals=True)

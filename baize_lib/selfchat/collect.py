@@ -97,7 +97,7 @@ class _Session:
                 await ended
         except BaseException as error:
             self.stopped = "interrupted" if isinstance(error, asyncio.CancelledError) else "error"
-            self.teacher.halted = True
+            self.teacher.halt()
             print(
                 f"stopping, {GRACE:.0f} s at most are left to answers under way: every answered "
                 "call is kept; run the same again to go on"
@@ -176,7 +176,7 @@ async def collect(
     return Receipt(
         **session.counts, **now | new, total_usd=now["usd"], already=already,
         left=sum(seed.id not in session.done for seed in seeds), reasons=session.reasons,
-        stopped=session.stopped, seconds=time.monotonic() - began, rate=str(teacher.rate),
+        stopped=session.stopped, seconds=time.monotonic() - began, rate=str(teacher.pace),
     )  # fmt: skip
 
 

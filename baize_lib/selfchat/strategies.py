@@ -18,8 +18,8 @@ from baize_lib.seeds.seed import Seed, as_seeds
 from baize_lib.selfchat import prompts
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.selfchat.questions import clean_question, says_end
-from baize_lib.teacher.client import Reply, Teacher
-from baize_lib.teacher.errors import Halted, RunStopped, TeacherError
+from baize_lib.teacher.client import Teacher
+from baize_lib.teacher.errors import Halted, Reply, RunStopped, TeacherError
 from baize_lib.teacher.prices import Usage
 from baize_lib.text import same_question, shares_a_word
 

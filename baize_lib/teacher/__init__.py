@@ -3,7 +3,7 @@
 from baize_lib.teacher.batch import BatchTeacher
 from baize_lib.teacher.budget import Budget, BudgetExceeded, money
 from baize_lib.teacher.calls import Calls
-from baize_lib.teacher.client import Reply, Teacher
+from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import Halted, RunStopped, TeacherError, Waiting
 from baize_lib.teacher.keys import find_key
 from baize_lib.teacher.local import local_teacher, teacher_for

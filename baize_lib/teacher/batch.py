@@ -30,8 +30,8 @@ from baize_lib.teacher.calls import Call
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import (
     Failure,
+    Reply,
     RunStopped,
-    ServerAnswer,
     TeacherError,
     Waiting,
     read_answer,
@@ -68,13 +68,10 @@ class BatchTeacher(Teacher):
         self._tries: Counter[str] = Counter()
         self._failed: dict[str, Failure] = {}  # key -> what is to be told when it is asked again
 
-    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> ServerAnswer:
+    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> Reply:
         """Put the call off; raises `Waiting`, or what became of it in its batch."""
-        self._check_halted()
-        failure = self._failed.pop(call.key, self._stopped)
-        if failure:
-            failure = self._weighed(failure)
-            raise failure.error(f"{self.model} at {self.host}: {failure.text}", failure.kind)
+        if failure := self._failed.pop(call.key, self._stopped):
+            self._raise(self._weighed(failure))
         if call.key not in self._wanted and not self.calls.in_batch(call.key):
             self._wanted.add(call.key)
             try:
@@ -150,21 +147,18 @@ class BatchTeacher(Teacher):
         return batch.id
 
     async def _wait(self, names: dict[str, str]) -> None:
-        """Ask for each batch now and then; take in its answers as soon as it has ended."""
+        """Ask for each batch (id -> tag) now and then; take in its answers once it has ended."""
         from tqdm import tqdm
 
-        done: Counter[str] = Counter()
-        with tqdm(unit="row", desc="batch", disable=not names) as bar:
+        with tqdm(total=len(names), unit="batch", disable=not names) as bar:
             while names:
                 for name in list(names):
                     batch = await self._retrieve(name)
-                    if counts := batch.request_counts:
-                        done[name] = counts.completed + counts.failed
-                        bar.total = max(bar.total or 0, counts.total, done.total())
-                    bar.n = done.total()
-                    bar.set_description(f"batch {batch.status}")
+                    if rows := batch.request_counts:
+                        bar.set_description(f"{batch.status}, {rows.completed} of {rows.total}")
                     if batch.status in ENDED:
                         await self._ingest(batch, names.pop(name))
+                        bar.update()
                 if names:
                     await asyncio.sleep(self._poll_seconds)
 
@@ -204,10 +198,8 @@ class BatchTeacher(Teacher):
             text = f"batch {batch.id} was cancelled in the provider's console: the answers it had "
             raise RunStopped(text + "are kept; run again to send the rest anew", "cancelled")
 
-    async def _take(
-        self, number: int, key: str, outcome: ServerAnswer | Failure, given_up: bool
-    ) -> None:
-        if isinstance(outcome, ServerAnswer):
+    async def _take(self, number: int, key: str, outcome: Reply | Failure, given_up: bool) -> None:
+        if isinstance(outcome, Reply):
             self._proven = True
             await self.calls.answered(number, self._priced(outcome, batch=True))
             return
@@ -225,7 +217,7 @@ def _key_of(row: Mapping[str, Any]) -> str:
     return str(row["custom_id"]).partition(".")[0]
 
 
-def _read(row: Mapping[str, Any] | None) -> ServerAnswer | Failure:
+def _read(row: Mapping[str, Any] | None) -> Reply | Failure:
     """What became of a row: an answer, or a failure that may be worth another try."""
     if row is None:
         return Failure("missing", "the batch ended without this row", retry=True)

@@ -1,8 +1,7 @@
 """A cap that holds: money is reserved before a call is made and settled when its bill is known.
 
-The original counted tokens after spending them, one cap per process. Here a call first *reserves*
-the most it could cost; spent plus reserved never passes the cap, however many calls are in flight.
-Amounts are whole picodollars, so sums are exact and equal those of the table of calls.
+A call first *reserves* the most it could cost; spent plus reserved never passes the cap, however
+many calls are in flight. Amounts are whole picodollars, so sums are exact.
 
 >>> budget = Budget(usd=0.01)
 >>> held = budget.reserve(usd=0.0016, tokens=800)
@@ -13,7 +12,7 @@ Budget($0.0008960 spent, $0 reserved, cap $0.01000)
 
 import math
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from baize_lib.config import BaizeError
 
@@ -30,8 +29,7 @@ class BudgetExceeded(BaizeError):  # noqa: N818
         self.final = final
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reservation:
+class Reservation(NamedTuple):
     """Money and tokens held for one call."""
 
     picodollars: int
@@ -47,15 +45,13 @@ class Budget:
 
     def __init__(self, usd: float | None = None, tokens: int | None = None) -> None:
         for name, cap in (("usd", usd), ("tokens", tokens)):
-            number = isinstance(cap, int | float) and not isinstance(cap, bool)
-            if cap is not None and not (number and cap >= 0 and math.isfinite(cap)):
+            if cap is not None and not (isinstance(cap, int | float) and 0 <= cap < math.inf):
                 raise BaizeError(f"budget {name}={cap!r}: use a number of at least 0, or None")
         self.usd, self.tokens = usd, tokens
         self._cap = None if usd is None else int(usd * PICO)
-        self._open: set[Reservation] = set()
         self._spent = self._uncertain = self._reserved = 0
         self.spent_tokens = self.reserved_tokens = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def reserve(self, usd: float, tokens: int) -> Reservation:
         """Hold the most a call could cost, before it is made.
@@ -65,7 +61,19 @@ class Budget:
         """
         wanted = Reservation(math.ceil(usd * PICO), tokens)
         with self._lock:
-            self._check(wanted)
+            money_left = (self._cap, self._spent, self._reserved, wanted.picodollars)
+            tokens_left = (self.tokens, self.spent_tokens, self.reserved_tokens, tokens)
+            for (cap, spent, held, need), show in (
+                (money_left, _usd_text),
+                (tokens_left, "{:,} tokens".format),
+            ):
+                if cap is not None and spent + held + need > cap:
+                    raise BudgetExceeded(
+                        f"the budget of {show(cap)} does not allow a call of up to {show(need)}: "
+                        f"{show(spent)} spent, {show(held)} reserved by calls in flight. What is "
+                        "collected is kept; raise the budget and run again to go on",
+                        final=spent + need > cap,
+                    )
             return self._hold(wanted)
 
     def commit(self, picodollars: int, tokens: int) -> Reservation:
@@ -74,53 +82,26 @@ class Budget:
             return self._hold(Reservation(picodollars, tokens))
 
     def _hold(self, held: Reservation) -> Reservation:
-        self._open.add(held)
         self._reserved += held.picodollars
         self.reserved_tokens += held.tokens
         return held
 
-    def _check(self, wanted: Reservation) -> None:
-        for unit, cap, spent, held, need in (
-            ("USD", self._cap, self._spent, self._reserved, wanted.picodollars),
-            ("tokens", self.tokens, self.spent_tokens, self.reserved_tokens, wanted.tokens),
-        ):
-            if cap is not None and spent + held + need > cap:
-                show = _usd_text if unit == "USD" else "{:,} tokens".format
-                raise BudgetExceeded(
-                    f"the budget of {show(cap)} does not allow a call of up to {show(need)}: "
-                    f"{show(spent)} spent, {show(held)} reserved by calls in flight. What is "
-                    "collected is kept; raise the budget and run again to go on",
-                    final=spent + need > cap,
-                )
-
     def settle(
         self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
     ) -> None:
-        """Replace a reservation by what the call cost; `uncertain` marks a bill nobody has seen.
+        """Replace a reservation by what the call cost, 0 if it was certainly not billed.
 
-        A bill above the reservation is recorded as it is: the truth before the cap.
+        `uncertain` marks a bill nobody has seen. A bill above the reservation is recorded as it
+        is: the truth before the cap.
         """
         pico = round(usd * PICO)
         with self._lock:
-            self._close(held)
-            self._spent += pico
-            self._uncertain += pico if uncertain else 0
-            self.spent_tokens += tokens
-
-    def release(self, held: Reservation) -> None:
-        """Give back a reservation whose call was certainly not billed."""
-        with self._lock:
-            self._close(held)
-
-    def _close(self, held: Reservation) -> None:
-        if held not in self._open:
-            raise BaizeError("this reservation was settled before: settle each one once")
-        self._open.remove(held)
-        self._reserved -= held.picodollars
-        self.reserved_tokens -= held.tokens
+            self._reserved -= held.picodollars
+            self.reserved_tokens -= held.tokens
+            self.take_over(pico, pico if uncertain else 0, tokens)
 
     def take_over(self, spent: int, uncertain: int, tokens: int) -> None:
-        """Add what a table of calls says was spent (picodollars, tokens) before now."""
+        """Add what was spent, as a table of calls says it (picodollars, tokens)."""
         with self._lock:
             self._spent += spent
             self._uncertain += uncertain

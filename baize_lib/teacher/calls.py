@@ -12,7 +12,8 @@ written at the same time share one commit, which keeps hundreds of calls a secon
 >>> table = Calls(None, Budget(usd=1))
 >>> with table.held():
 ...     call = asyncio.run(table.begin(Call("k1", "chat", model="m"), usd=0.002, tokens=900))
-...     asyncio.run(table.answered(call, ServerAnswer("Hello", "stop", Usage(10, 0, 5), usd=0.001)))
+...     reply = Reply("Hello", "stop", Usage(10, 0, 5), cost_usd=0.001)
+...     asyncio.run(table.answered(call, reply))
 ...     table.find("k1").text, table.budget.spent_usd
 ('Hello', 0.001)
 """
@@ -29,11 +30,13 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import filelock
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import PICO, Budget, Reservation
-from baize_lib.teacher.errors import ServerAnswer
+from baize_lib.teacher.errors import Reply
 from baize_lib.teacher.prices import Usage
 
 __all__ = ["Calls"]
@@ -61,10 +64,12 @@ INSERT = """INSERT INTO calls
   VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?)"""
 ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_input = ?, output = ?,
   estimated = ?, finish_reason = ?, text = ? WHERE id = ?"""
+SETTING = "SELECT value FROM settings WHERE purpose = ?"
+SET = "INSERT OR REPLACE INTO settings VALUES (?, ?)"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Which call it is: its key, what it is for, whom it belongs to, its part there, who is asked.
 
     `Call(key, "self-chat", "general-001", "assistant 1", "gpt-4.1-nano")`
@@ -104,10 +109,17 @@ class Calls:
         self._reserved: dict[int, Reservation] = {}
         self._known = (0, 0, 0)  # picodollars, of them in doubt, tokens: in the budget already
         self._numbers: Iterator[int] | None = None  # ids of the rows to come
-        self._lock: Any = None
         self._connection: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
-        self._refuse_earlier_format()
+        self._opened = contextlib.ExitStack()
+        if self.path and not self.path.exists():
+            for name in ("*.calls.jsonl", "*.settings.json"):
+                for old in self.path.parent.glob(name):
+                    raise BaizeError(
+                        f"{self.path.parent} was collected by an earlier version of the course "
+                        f"({old.name}): its finished dialogues can be read and trained on as they "
+                        "are; to collect more, set BAIZE_RUN to a new name"
+                    )
 
     # ---- holding the file
 
@@ -119,50 +131,36 @@ class Calls:
             BaizeError: another process has it, the folder or disk refuses, or it is damaged.
         """
         with self._holding:
-            if not self._holders:
-                self._open()
+            if not self._connection:
+                try:
+                    self._open()
+                except (sqlite3.Error, OSError) as error:
+                    raise self._explained(error) from error
             self._holders += 1
         try:
             yield self
         finally:
             with self._holding:
                 self._holders -= 1
-                if not self._holders and self.path:
-                    self._close()
+                if not self._holders and self.path:  # one in memory stays open
+                    self._opened.close()
 
     def _open(self) -> None:
-        if self._connection:  # a table in memory stays open
-            return
-        self._lock = self._take_lock() if self.path else None
-        try:
-            self._connection = self._connect()
-            self._reader = self._connect() if self.path else self._connection
+        with contextlib.ExitStack() as opened:
+            if self.path:  # another thread may let go of the lock, hence thread_local=False
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(filelock.FileLock(
+                    self.path.with_suffix(".lock"), timeout=0, thread_local=False,
+                    fallback_to_soft=False,
+                ))  # fmt: skip
+            opened.callback(self._let_go)
+            self._connection = opened.enter_context(contextlib.closing(self._connect()))
+            self._reader = self._connection
+            if self.path:
+                self._reader = opened.enter_context(contextlib.closing(self._connect()))
             self._read_the_past()
-        except BaseException as error:
-            self._let_go()
-            raise self._explained(error) from error
-
-    def _take_lock(self) -> Any:
-        import filelock
-
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            name = self.path.with_suffix(".lock")  # another thread may let go of it, hence False
-            lock = filelock.FileLock(name, timeout=0, thread_local=False, fallback_to_soft=False)
-            lock.acquire()
-        except filelock.Timeout:
-            raise BaizeError(
-                f"{self.path} is being written by another process: wait for it, stop it, or use "
-                "another run folder (BAIZE_RUN)"
-            ) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                raise BaizeError(
-                    f"the file system of {self.path} knows no locks ({error.strerror}), so two "
-                    "processes could pay twice: set BAIZE_RUNS to a folder on a local disk"
-                ) from error
-            raise self._explained(error) from error
-        return lock
+            opened.callback(self._flush)  # what still waits; the rest is let go even if this fails
+            self._opened = opened.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
         where = ":memory:" if self.path is None else self.path
@@ -200,53 +198,36 @@ class Calls:
         for number, pico, tokens in waiting:  # in a batch: committed, cap or no cap
             self._reserved[number] = self.budget.commit(pico, tokens)
 
-    def _close(self) -> None:
-        """Write what still waits, then let go of everything, whatever fails on the way."""
-        try:
-            self._flush()
-        finally:
-            self._let_go()
-
     def _let_go(self) -> None:
+        self._connection = self._reader = None
         self._waiting.clear()
-        for held in self._reserved.values():
-            self.budget.release(held)
-        self._reserved.clear()
-        try:
-            for connection in (self._reader, self._connection):
-                if connection:
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.close()
-        finally:
-            self._connection = self._reader = None
-            if self._lock:
-                self._lock.release()
+        while self._reserved:
+            self.budget.settle(self._reserved.popitem()[1], 0, 0)
 
-    def _explained(self, error: BaseException) -> BaseException:
-        """A fault of the file as an error with a remedy; any other error as it is."""
-        if not isinstance(error, sqlite3.Error | OSError):
-            return error
-        if any(word in str(error) for word in ("malformed", "not a database", "no such column")):
-            return BaizeError(
-                f"{self.path} is damaged ({error}): keep it aside for its bill and begin another "
-                "run folder (BAIZE_RUN); self_chat.jsonl still has the finished dialogues"
+    def _explained(self, error: sqlite3.Error | OSError) -> BaizeError:
+        """A fault of the file, with a remedy."""
+        if isinstance(error, filelock.Timeout):
+            text = (
+                "is being written by another process: wait for it, stop it, or use another run "
+                "folder (BAIZE_RUN)"
             )
-        return BaizeError(
-            f"{self.path} cannot be written ({getattr(error, 'strerror', None) or error}): free "
-            "some disk space or choose a writable folder with BAIZE_RUNS, then run again; all that "
-            "was recorded is kept"
-        )
-
-    def _refuse_earlier_format(self) -> None:
-        if self.path and not self.path.exists():
-            old = sorted(self.path.parent.glob("*.calls.jsonl"))
-            old += sorted(self.path.parent.glob("*.settings.json"))
-            if old:
-                raise BaizeError(
-                    f"{self.path.parent} was collected by an earlier version of the course "
-                    f"({old[0].name}): its finished dialogues can be read and trained on as they "
-                    "are; to collect more, set BAIZE_RUN to a new name"
-                )
+        elif getattr(error, "errno", None) in NO_LOCKS:
+            text = (
+                f"is on a file system that knows no locks ({error.strerror}), so two processes "
+                "could pay twice: set BAIZE_RUNS to a folder on a local disk"
+            )
+        elif any(word in str(error) for word in ("malformed", "not a database", "no such column")):
+            text = (
+                f"is damaged ({error}): keep it aside for its bill and begin another run folder "
+                "(BAIZE_RUN); self_chat.jsonl still has the finished dialogues"
+            )
+        else:
+            text = (
+                f"cannot be written ({getattr(error, 'strerror', None) or error}): free some disk "
+                "space or choose a writable folder with BAIZE_RUNS, then run again; all that was "
+                "recorded is kept"
+            )
+        return BaizeError(f"{self.path} {text}")
 
     # ---- writing: whoever comes first commits for all who wait
 
@@ -259,46 +240,44 @@ class Calls:
         held = self.budget.reserve(usd, tokens)
         number = next(self._numbers)
         self._reserved[number] = held
-        row = [call.key, call.purpose, call.subject, call.part, call.model, batch]
         try:
-            await self._written(INSERT, number, *map(_storable, row), held.picodollars, tokens)
+            await self._written(
+                INSERT, number, *map(sendable, call), batch, held.picodollars, tokens
+            )
         except BaseException:
             self.unbilled(number)
             raise
         return number
 
-    async def answered(self, number: int, answer: ServerAnswer) -> None:
-        """Keep an answer and its bill, `answer.usd`; on disk when this returns."""
-        pico = self._settle(number, round(answer.usd * PICO), answer.usage.total)
+    async def answered(self, number: int, reply: Reply) -> None:
+        """Keep a reply and its bill; on disk when this returns."""
+        pico = round(reply.cost_usd * PICO)
+        self._settle(number, pico, reply.usage.total)
         await self._written(
-            ANSWER, pico, *astuple(answer.usage), answer.estimated, answer.finish_reason,
-            answer.text, number,
+            ANSWER, pico, *astuple(reply.usage), reply.estimated, reply.finish_reason, reply.text,
+            number,
         )  # fmt: skip
 
     def unbilled(self, number: int) -> None:
         """Forget a call that certainly cost nothing."""
-        self.budget.release(self._reserved.pop(number))
+        self._settle(number, 0, 0)
         self._write("DELETE FROM calls WHERE id = ?", number)
 
     def doubtful(self, number: int) -> None:
         """A call ended without an answer, and may have been billed: it counts at its bound."""
-        held = self._reserved[number]
-        self._settle(number, held.picodollars, held.tokens, doubtful=True)
+        self._settle(number, *self._reserved[number], doubtful=True)
         self._write("UPDATE calls SET state = 'doubtful' WHERE id = ?", number)
 
-    def _settle(self, number: int, pico: int, tokens: int, *, doubtful: bool = False) -> int:
+    def _settle(self, number: int, pico: int, tokens: int, *, doubtful: bool = False) -> None:
         self.budget.settle(self._reserved.pop(number), pico / PICO, tokens, uncertain=doubtful)
         spent, uncertain, used = self._known
         self._known = (spent + pico, uncertain + pico * doubtful, used + tokens)
-        return pico
 
     def note_batch(self, tag: str, step: str, file: str = "", name: str = "") -> None:
         """Remember, on disk at once, how far a batch is; step "" forgets it."""
+        self._write("DELETE FROM batches WHERE tag = ?", tag)
         if step:
-            row = (tag, step, file, name)
-            self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", *row)
-        else:
-            self._write("DELETE FROM batches WHERE tag = ?", tag)
+            self._write("INSERT INTO batches VALUES (?, ?, ?, ?)", tag, step, file, name)
         self._flush()
 
     def _write(self, sql: str, *values: Any) -> _Write:
@@ -333,13 +312,15 @@ class Calls:
 
     # ---- reading
 
-    def find(self, key: str) -> ServerAnswer | None:
-        """The answer of the call with this key, and what it cost, if there is one."""
-        row = self._read(
+    def find(self, key: str) -> Reply | None:
+        """The reply to the call with this key, and what it cost, if there is one."""
+        rows = self._read(
             "SELECT text, finish_reason, input, cached_input, output, estimated, pico FROM calls "
-            "WHERE key = ? AND state = 'answered'", key,
-        ).fetchone()  # fmt: skip
-        return row and ServerAnswer(*row[:2], Usage(*row[2:5]), bool(row[5]), row[6] / PICO)
+            "WHERE key = ? AND state = 'answered' LIMIT 1", key,
+        )  # fmt: skip
+        for text, reason, *tokens, estimated, pico in rows:
+            return Reply(text, reason, Usage(*tokens), bool(estimated), pico / PICO, found=True)
+        return None
 
     def in_batch(self, key: str) -> bool:
         """Whether the call with this key was sent with a batch and is not answered yet."""
@@ -372,10 +353,10 @@ class Calls:
         """
         now = json.loads(json.dumps(now))
         with self.held():
-            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
+            rows = self.query(SETTING, purpose)
             before = json.loads(rows[0]["value"]) if rows else now
             changed = [
-                f"\n  {name}: {_short(before.get(name))} -> {_short(now.get(name))}"
+                f"\n  {name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
                 for name in {**before, **now}
                 if before.get(name) != now.get(name)
             ]
@@ -384,9 +365,7 @@ class Calls:
                     f"{self.path} was begun with other settings:{''.join(changed)}\n"
                     "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
                 )
-            if not rows:
-                self._write("INSERT INTO settings VALUES (?, ?)", purpose, json.dumps(now))
-                self._flush()
+            self._write(SET, purpose, json.dumps(now))
 
     def claim_list(self, purpose: str, items: Iterable[str]) -> None:
         """Tie the table to a list that may only grow at its end, or be taken in part.
@@ -394,10 +373,10 @@ class Calls:
         Raises:
             BaizeError: it was begun with another list.
         """
-        hashes = (hashlib.sha256(item.encode("utf-8", "replace")).hexdigest() for item in items)
+        hashes = (hashlib.sha256(sendable(item).encode()).hexdigest() for item in items)
         now = "".join(digits[:8] for digits in hashes)
         with self.held():
-            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
+            rows = self.query(SETTING, purpose)
             before = rows[0]["value"] if rows else ""
             same = min(len(now), len(before))
             if now[:same] != before[:same]:
@@ -406,16 +385,13 @@ class Calls:
                     f"{self.path} was begun with other {purpose}: number {place + 1:,} is another "
                     "one. Use the same, with new ones at the end, or another run folder (BAIZE_RUN)"
                 )
-            if len(now) > same:
-                self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", purpose, now)
-                self._flush()
+            self._write(SET, purpose, max(before, now, key=len))
 
 
-def _storable(value: str | None) -> str | None:
-    """Text without lone halves of surrogate pairs, which SQLite does not take."""
-    return None if value is None else value.encode("utf-8", "replace").decode()
+def sendable(text: str) -> str:
+    """Text without lone halves of surrogate pairs, which neither SQLite nor UTF-8 can say."""
+    return text.encode("utf-8", "replace").decode()
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value, ensure_ascii=False):.80}"

@@ -18,31 +18,31 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import HttpUrl, SecretStr, ValidationError
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import as_messages
 from baize_lib.teacher.budget import Budget, BudgetExceeded
-from baize_lib.teacher.calls import Call, Calls
+from baize_lib.teacher.calls import Call, Calls, sendable
 from baize_lib.teacher.errors import (
     Failure,
     Halted,
+    Reply,
     RunStopped,
-    ServerAnswer,
     TeacherError,
     read_answer,
     read_broken_line,
     read_refusal,
 )
 from baize_lib.teacher.keys import as_key, find_key
-from baize_lib.teacher.pace import Pace, Rate
+from baize_lib.teacher.pace import Pace
 from baize_lib.teacher.prices import Price, Usage, price_of
 
-__all__ = ["Teacher", "Reply"]
+__all__ = ["Teacher"]
 
 OPENAI_URL = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -54,29 +54,6 @@ OF_ONE_REQUEST = ("400", "403", "404", "422")  # statuses
 OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer and its bill.
-
-    Attributes:
-        finish_reason: "stop", "length" (cut by `max_tokens`), "content_filter" or "unknown".
-        cost_usd: what the answer cost, now or when it was paid for; `usage` are its tokens.
-        seconds: all attempts together; 0 if the answer was found.
-        estimated: the server's count of tokens is missing or contradicts itself, so `usage` and
-            `cost_usd` are the larger of what may be true.
-        found: it was in the table already, and cost nothing now.
-    """
-
-    text: str
-    finish_reason: str
-    usage: Usage
-    cost_usd: float
-    model: str
-    seconds: float = 0.0
-    estimated: bool = False
-    found: bool = False
-
-
 def token_bound(
     messages: Sequence[Mapping[str, str]], extra: Mapping[str, Any] | None = None
 ) -> int:
@@ -86,10 +63,9 @@ def token_bound(
     tokens a message cover the roles' tags and 32 a system prompt that a chat template adds. For
     English it is about four times too high, which only matters for calls in flight near the cap.
     """
-    text = [str(value) for message in messages for value in message.values()]
-    size = sum(len(value.encode("utf-8", "replace")) for value in text)
-    schema = len(json.dumps(extra, default=str)) if extra else 0
-    return size + schema + 8 * len(messages) + 32
+    text = "".join(value for message in messages for value in message.values())
+    schema = json.dumps(extra, default=str) if extra else ""
+    return len(sendable(text).encode()) + len(schema) + 8 * len(messages) + 32
 
 
 class Teacher:
@@ -109,10 +85,6 @@ class Teacher:
             many on 429, 503 and 529; only 3 that may be billed though nothing came back.
         backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
         weak: it needs worked examples and a grammar to keep to a form (the 135M model does).
-
-    Attributes:
-        errors: failed attempts by kind, retried ones included.
-        halted: set it to begin no further call; those in flight come to their end.
     """
 
     def __init__(
@@ -130,18 +102,18 @@ class Teacher:
         backoff: float = 0.5,
         weak: bool = False,
     ) -> None:
-        self.model, self.weak, self.halted = model, weak, False
+        self.model, self.weak = model, weak
         self.base_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
-        self.host = urlsplit(self.base_url).hostname or "?"
+        self.host = urlsplit(self.base_url).hostname
         self.price = price or price_of(model, base_url=self.base_url)
         if calls is not None and budget is not None:
             raise BaizeError("the cap belongs to the table: give it as Calls(path, budget)")
         self.calls = calls or Calls(None, budget)
         if api_key is None and base_url is None:
             api_key = find_key(needed=self.host == urlsplit(OPENAI_URL).hostname)
-        self._key = as_key(api_key or "none")
-        self.max_concurrency, self._pace = max_concurrency, Pace(max_concurrency)
-        self.errors: Counter[str] = Counter()
+        self._key = api_key if isinstance(api_key, SecretStr) else as_key(api_key or "none")
+        self.max_concurrency, self.pace = max_concurrency, Pace(max_concurrency)
+        self.errors: Counter[str] = Counter()  # failed attempts by kind, retried ones included
         self._timeout, self._max_attempts, self._backoff = timeout, max_attempts, backoff
         self._learnt: dict[str, str | None] = {}  # a field -> its name at this server, None: no
         self._client: Any = None
@@ -149,19 +121,18 @@ class Teacher:
         self._stopped: Failure | None = None
         self._proven = False  # whether any call was answered
 
+    def halt(self) -> None:
+        """Begin no further call; those in flight come to their end."""
+        self._stopped = Failure("halted", "no further call is begun", error=Halted)
+
     def start(self) -> None:
         """Begin calls again, whatever halted or stopped it before."""
-        self.halted, self._stopped = False, None
+        self._stopped = None
 
     @property
     def budget(self) -> Budget:
         """The cap that every call counts against, and what was spent."""
         return self.calls.budget
-
-    @property
-    def rate(self) -> Rate:
-        """The pace at which answers come."""
-        return self._pace.rate
 
     async def chat(
         self,
@@ -195,41 +166,34 @@ class Teacher:
             RunStopped: no call can succeed (`KeyRejected`: because of the key).
             TeacherError: this call failed; the text says why and what to do.
         """
-        messages = [{"role": m.role, "content": m.content} for m in as_messages(messages)]
-        request = self.body(
-            messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            stop=list(stop) if stop else None, **(extra or {}),
-        )  # fmt: skip
-        call = Call(self._call_key(request, attempt), purpose, subject, part, self.model)
-        bound = Usage(input=token_bound(messages, extra), output=max_tokens)
+        rows = [{"role": m.role, "content": sendable(m.content)} for m in as_messages(messages)]
+        request = {
+            "model": self.model, "messages": rows, "max_tokens": max_tokens,
+            "temperature": temperature, "top_p": top_p, "seed": seed,
+            "stop": list(stop) if stop else None, **(extra or {}),
+        }  # fmt: skip
+        request = {name: value for name, value in request.items() if value is not None}
+        call = Call(self._key_of(request, attempt), purpose, subject, part, self.model)
+        bound = Usage(input=token_bound(rows, extra), output=max_tokens)
         began = time.monotonic()
         with self.calls.held():
-            found = self.calls.find(call.key)
-            answer = found or await self._ask(request, call, bound)
-        seconds = 0.0 if found else time.monotonic() - began
-        return Reply(
-            answer.text, answer.finish_reason, answer.usage, answer.usd, self.model, seconds,
-            answer.estimated, found is not None,
-        )  # fmt: skip
+            if found := self.calls.find(call.key):
+                return found
+            reply = await self._ask(request, call, bound)
+        return replace(reply, seconds=time.monotonic() - began)
 
-    def body(self, messages: Sequence[Mapping[str, str]], **fields: Any) -> dict[str, Any]:
-        """A chat request's body; fields that are None are left out."""
-        given = {name: value for name, value in fields.items() if value is not None}
-        rows = [{name: _sendable(text) for name, text in row.items()} for row in messages]
-        return {"model": self.model, "messages": rows} | given
-
-    def _priced(self, answer: ServerAnswer, *, batch: bool = False) -> ServerAnswer:
-        """The answer at our price or at the server's own, whichever is more."""
-        return replace(answer, usd=max(self.price.cost(answer.usage, batch), answer.usd))
-
-    def _call_key(self, request: Mapping[str, Any], attempt: int) -> str:
+    def _key_of(self, request: Mapping[str, Any], attempt: int) -> str:
         asked = "here" if self.host in LOOPBACK else self.host
         whole = json.dumps([asked, request, attempt], sort_keys=True)
         return hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
 
+    def _priced(self, reply: Reply, *, batch: bool = False) -> Reply:
+        """The reply at our price or at the server's own, whichever is more."""
+        return replace(reply, cost_usd=max(self.price.cost(reply.usage, batch), reply.cost_usd))
+
     # ---- one call, however often it must be tried
 
-    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> ServerAnswer:
+    async def _ask(self, request: dict[str, Any], call: Call, bound: Usage) -> Reply:
         return await self._persist(lambda: self._attempt(request, call, bound))
 
     async def _persist(
@@ -237,10 +201,7 @@ class Teacher:
     ) -> Any:
         """Try until there is no `Failure`, or trying again makes no sense; then raise it."""
         unclear = tries = 0
-        while True:
-            outcome = await attempt()
-            if not isinstance(outcome, Failure):
-                return outcome
+        while isinstance(outcome := await attempt(), Failure):
             if outcome.kind == LEARNT:
                 continue
             tries += 1
@@ -248,56 +209,50 @@ class Teacher:
             patience = PATIENCE if outcome.crowded and not outcome.billed else 1
             again = outcome.retry and (repeatable or not outcome.billed)
             if not again or unclear == MOST_UNCLEAR or tries >= patience * self._max_attempts:
-                break
+                self._raise(outcome, f" after {tries} attempts" if tries > 1 else "")
             longest = min(LONGEST_BACKOFF, self._backoff * 2 ** min(tries, 9))
             await asyncio.sleep((outcome.wait or 0) + random.uniform(0, longest))
-        how_often = f" after {tries} attempts" if tries > 1 else ""
-        text = f"{self.model} at {self.host}{how_often}: {outcome.text}"
-        raise outcome.error(text, outcome.kind) from None
+        return outcome
 
-    async def _attempt(
-        self, request: dict[str, Any], call: Call, bound: Usage
-    ) -> ServerAnswer | Failure:
+    def _raise(self, failure: Failure, how_often: str = "") -> NoReturn:
+        text = f"{self.model} at {self.host}{how_often}: {failure.text}"
+        raise failure.error(text, failure.kind) from None
+
+    async def _attempt(self, request: dict[str, Any], call: Call, bound: Usage) -> Reply | Failure:
         """One try in one of the places in flight: noted before it is made, settled after."""
-        spell = await self._pace.enter()
+        spell = await self.pace.enter()
         try:
-            if self._stopped:
-                return self._stopped
             number = await self._begin(call, bound)
-            outcome: ServerAnswer | Failure = Failure("halted", "")
-            try:
-                self._check_halted()  # once more: the run may have been stopped meanwhile
-                outcome = Failure("interrupted", "", billed=True)
-                sent = self._as_sent(request)
-                outcome = await self._send(sent, bound)
+            if number is None:
+                return self._stopped
+            sent, outcome = self._as_sent(request), Failure("interrupted", "", billed=True)
+            try:  # once more: the run may have been stopped meanwhile
+                outcome = self._stopped or await self._send(sent, bound)
             finally:
                 if isinstance(outcome, Failure):
-                    end = self.calls.doubtful if outcome.billed else self.calls.unbilled
-                    end(number)
+                    (self.calls.doubtful if outcome.billed else self.calls.unbilled)(number)
+            if outcome is self._stopped:
+                return outcome
             if isinstance(outcome, Failure):
                 return self._learn(outcome, request, sent, spell)
             self._proven = True
-            self._pace.answered(spell, outcome.usage.total)
+            self.pace.answered(spell, outcome.usage.total)
             outcome = self._priced(outcome)
             await self.calls.answered(number, outcome)
             return outcome
         finally:
-            self._pace.leave()
+            self.pace.leave()
 
-    async def _begin(self, call: Call, bound: Usage) -> int:
-        """Wait while calls in flight may still free enough money; raise when they cannot."""
-        while True:
-            self._check_halted()
+    async def _begin(self, call: Call, bound: Usage) -> int | None:
+        """Wait while calls in flight may still free enough money; None if told to stop."""
+        while not self._stopped:
             try:
                 return await self.calls.begin(call, self.price.cost(bound), bound.total)
             except BudgetExceeded as error:
                 if error.final:
                     raise
             await asyncio.sleep(random.uniform(0.02, 0.05))
-
-    def _check_halted(self) -> None:
-        if self.halted:
-            raise Halted("no further call is begun: the run is stopping", "halted")
+        return None
 
     def _learn(
         self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any], spell: int
@@ -307,7 +262,7 @@ class Teacher:
             return replace(failure, kind=LEARNT)
         self.errors[failure.kind] += 1
         if failure.crowded:
-            self._pace.slow_down(spell, failure.wait)
+            self.pace.slow_down(spell, failure.wait)
         failure = self._weighed(failure)
         if issubclass(failure.error, RunStopped):
             self._stopped = failure
@@ -339,7 +294,7 @@ class Teacher:
         named = {self._learnt.get(name, name): value for name, value in request.items()}
         return {name: value for name, value in named.items() if name is not None}
 
-    async def _send(self, request: dict[str, Any], bound: Usage) -> ServerAnswer | Failure:
+    async def _send(self, request: dict[str, Any], bound: Usage) -> Reply | Failure:
         import httpx2
 
         outcome = await self._exchange(
@@ -347,8 +302,8 @@ class Teacher:
         )
         if isinstance(outcome, Failure):
             return outcome
-        answer = read_answer(outcome.content, bound)
-        return self._without_key(answer) if isinstance(answer, Failure) else answer
+        reply = read_answer(outcome.content, bound)
+        return self._without_key(reply) if isinstance(reply, Failure) else reply
 
     async def _exchange(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `ask` gets from the SDK's client, or the Failure that came instead.
@@ -366,8 +321,6 @@ class Teacher:
             failure = read_refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
             failure = read_broken_line(error)
-        except openai.APIError as error:  # a body that the SDK itself could not read
-            failure = Failure("malformed answer", str(error)[:300], billed=True, retry=True)
         except Exception as error:  # noqa: BLE001  whatever it is, it comes without its frames
             text = f"{type(error).__name__}: {error}"[:300]
             failure = Failure("client error", text, billed=True)
@@ -428,19 +381,12 @@ class Teacher:
         return f"Teacher({self.model!r} at {self.host}, {self.price})"
 
 
-def _sendable(text: Any) -> Any:
-    """Text without the lone half of a surrogate pair, which UTF-8 cannot say."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
-
-
 def _checked_url(address: str) -> str:
     if "@" in address:
         raise BaizeError("base_url holds a password or a key: give it as OPENAI_API_KEY instead")
     try:
-        parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise BaizeError(f"base_url={address!r} is no web address: it looks like https://host/v1")
+        HttpUrl(address)
+    except ValidationError:
+        text = f"base_url={address!r} is no web address: it looks like https://host/v1"
+        raise BaizeError(text) from None
     return address

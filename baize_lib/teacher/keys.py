@@ -17,27 +17,25 @@ from baize_lib.teacher.errors import KeyRejected
 __all__ = ["find_key"]
 
 
-def as_key(value: str | SecretStr) -> SecretStr:
-    """`value` without the space around it.
+def as_key(text: str) -> SecretStr:
+    """`text` without the space around it.
 
     Raises:
         KeyRejected: it is empty, or holds a character that no key has.
     """
-    text = (value.get_secret_value() if isinstance(value, SecretStr) else value).strip()
-    if not re.fullmatch(r"[!-~]+", text):
+    if not re.fullmatch(r"[!-~]+", text.strip()):
         raise KeyRejected(
             "the API key is empty or holds a character no key has (a space, a line break, a "
             "letter outside ASCII): copy it again",
             kind="bad key",
         )
-    return SecretStr(text)
+    return SecretStr(text.strip())
 
 
 def find_key(*, needed: bool = True) -> SecretStr | None:
     """The key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
 
-    Args:
-        needed: False for a server that may do without one: then nobody is asked to type it.
+    A server that may do without one does not need it: then nobody is asked to type it.
 
     Raises:
         BaizeError: there is none; the text says where to put it.
@@ -47,8 +45,7 @@ def find_key(*, needed: bool = True) -> SecretStr | None:
     if not needed:
         return None
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
     if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
         return as_key(getpass.getpass("OpenAI API key (not shown, not stored): "))
     raise BaizeError(

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any
 
 from baize_lib.teacher.budget import Budget, money
 from baize_lib.teacher.prices import Price, Usage, shadow_cost
 
 __all__ = ["CostMeter"]
+
+INTERVAL = 0.25  # seconds between two states that are shown
 
 
 class CostMeter:
@@ -32,14 +34,13 @@ class CostMeter:
 
     def __init__(
         self, budget: Budget, *, target: int = 0, errors: Counter[str] | None = None,
-        shadow: Price | None = None, out: TextIO | None = None, interval: float = 0.25,
+        shadow: Price | None = None,
     ) -> None:  # fmt: skip
         self.budget, self.target, self.shadow = budget, target, shadow
         self.errors: Counter[str] = Counter() if errors is None else errors
         self.usage, self.dialogues = Usage(), 0
         self._costs = (0, 0.0, 0.0)  # Welford: lines, mean USD, sum of squared differences
         self._fresh = (0, 0)  # (dialogues, tokens) of this time, for the rates
-        self._out, self._interval = out or sys.stdout, interval
         self._began = self._drawn = time.monotonic()
         self._ended: float | None = None
         self._display: Any = None
@@ -55,7 +56,8 @@ class CostMeter:
         self.dialogues += done
         if fresh:
             self._fresh = (self._fresh[0] + done, self._fresh[1] + usage.total)
-            self.draw()
+            if time.monotonic() - self._drawn >= INTERVAL:
+                self._draw()
 
     def projection(self) -> tuple[float, float]:
         """(USD, standard error) for `target` finished dialogues, from the costs so far.
@@ -71,53 +73,49 @@ class CostMeter:
         error = math.sqrt(squares / (count - 1)) * math.sqrt(rest**2 / count + rest)
         return self.budget.spent_usd + rest * mean, error
 
-    def rows(self) -> list[tuple[str, str]]:
-        """What the display shows, as (name, text) pairs."""
+    def rows(self) -> dict[str, str]:
+        """What the display shows."""
         budget, (done, tokens) = self.budget, self._fresh
-        elapsed = max((self._ended or time.monotonic()) - self._began, 1e-9)
-        rows = [("spent", money(budget.spent_usd)), ("reserved", money(budget.reserved_usd))]
+        seconds = max((self._ended or time.monotonic()) - self._began, 1e-9)
+        rows = {"spent": money(budget.spent_usd), "reserved": money(budget.reserved_usd)}
         if budget.usd is not None:
-            rows.append(("cap", money(budget.usd)))
+            rows["cap"] = money(budget.usd)
         if budget.uncertain_usd:
-            rows.append(("of it uncertain", money(budget.uncertain_usd)))
+            rows["of it uncertain"] = money(budget.uncertain_usd)
         goal = f" of {self.target:,}" if self.target else ""
-        rows.append(("dialogues", f"{self.dialogues:,}{goal}"))
+        rows["dialogues"] = f"{self.dialogues:,}{goal}"
         if self.dialogues:
-            rows.append(("per 1,000 dialogues", money(1000 * budget.spent_usd / self.dialogues)))
-        rows += [("tokens", f"{self.usage.total:,}"), ("tokens/s", f"{tokens / elapsed:,.0f}")]
+            rows["per 1,000 dialogues"] = money(1000 * budget.spent_usd / self.dialogues)
+        rows |= {"tokens": f"{self.usage.total:,}", "tokens/s": f"{tokens / seconds:,.0f}"}
         left = max(self.target - self.dialogues, 0)
         if self._ended:
-            rows.append(("time", _duration(elapsed)))
+            rows["time"] = _duration(seconds)
         elif left and done:
-            rows.append(("time left", _duration(left * elapsed / done)))
+            rows["time left"] = _duration(left * seconds / done)
         usd, error = self.projection()
         if self.target and usd > 0:
-            rows.append((f"at {self.target:,} dialogues", f"{money(usd)} ± {money(error)}"))
+            rows[f"at {self.target:,} dialogues"] = f"{money(usd)} ± {money(error)}"
         if self.shadow:
             [other] = shadow_cost(self.usage, [self.shadow])
-            rows.append((f"would cost at {other.model}", f"{money(other.usd)} ({other.as_of})"))
-        return rows + [(f"errors: {kind}", f"{n:,}") for kind, n in sorted(self.errors.items())]
+            rows[f"would cost at {other.model}"] = f"{money(other.usd)} ({other.as_of})"
+        return rows | {f"errors: {kind}": f"{n:,}" for kind, n in sorted(self.errors.items())}
 
-    def draw(self, final: bool = False) -> None:
-        """Show the present state, at most every `interval` seconds unless it is `final`."""
-        if not final and time.monotonic() - self._drawn < self._interval:
-            return
+    def _draw(self) -> None:
         self._drawn = time.monotonic()
-        text = " · ".join(f"{name} {value}" for name, value in self.rows())
+        text = " · ".join(f"{name} {value}" for name, value in self.rows().items())
         ipython = sys.modules.get("IPython")
         if ipython and getattr(ipython.get_ipython(), "kernel", None):
             self._draw_table(text)
-        elif self._out.isatty():
+        elif sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
-            self._out.write("\r" + text[:width].ljust(width) + ("\n" if final else ""))
-            self._out.flush()
-        elif final:
-            print(text, file=self._out)
+            print("\r" + text[:width].ljust(width), end="\n" if self._ended else "", flush=True)
+        elif self._ended:
+            print(text)
 
     def _draw_table(self, text: str) -> None:
         from IPython.display import display
 
-        rows = ((html.escape(name), html.escape(value)) for name, value in self.rows())
+        rows = ((html.escape(name), html.escape(value)) for name, value in self.rows().items())
         cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
         shown = {"text/plain": text, "text/html": f"<table>{cells}</table>"}
         if self._display:
@@ -130,7 +128,7 @@ class CostMeter:
 
     def __exit__(self, *_: object) -> None:
         self._ended = time.monotonic()
-        self.draw(final=True)
+        self._draw()
 
 
 def _duration(seconds: float) -> str:

@@ -6,30 +6,13 @@ refusals, however many calls it hits, halves the places once.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """What the teacher is doing now; rates over the last 500 answers at most."""
-
-    limit: int
-    in_flight: int
-    calls_per_second: float
-    tokens_per_second: float
-    num_slowdowns: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.calls_per_second:,.1f} calls/s, {self.tokens_per_second:,.0f} tokens/s, up to "
-            f"{self.limit} in flight, slowed {self.num_slowdowns} times by the server"
-        )
 
 
 class Pace:
-    """The places in flight, `most` of them at most."""
+    """The places in flight, `most` of them at most; printed, the calls and tokens a second."""
 
     def __init__(self, most: int) -> None:
         self.most, self.limit, self.in_flight, self.spells = most, 1.0, 0, 0
@@ -85,11 +68,11 @@ class Pace:
                 self.in_flight += 1
                 place.set_result(None)
 
-    @property
-    def rate(self) -> Rate:
-        """The pace now: places, calls and tokens a second, and how often it was slowed."""
+    def __str__(self) -> str:
         answers = list(self._answers)
-        seconds = answers[-1][0] - answers[0][0] if len(answers) > 1 else 0.0
-        calls, tokens = len(answers) - 1, sum(n for _, n in answers[1:])
-        per_second = (calls / seconds, tokens / seconds) if seconds else (0.0, 0.0)
-        return Rate(int(self.limit), self.in_flight, *per_second, self.spells)
+        seconds = answers[-1][0] - answers[0][0] if len(answers) > 1 else math.inf
+        tokens = sum(tokens for _, tokens in answers[1:])
+        return (
+            f"{(len(answers) - 1) / seconds:,.1f} calls/s, {tokens / seconds:,.0f} tokens/s, up to "
+            f"{int(self.limit)} in flight, slowed {self.spells} times by the server"
+        )

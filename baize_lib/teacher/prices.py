@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS
@@ -43,18 +44,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens, where it comes from and the date it was last checked.
-
-    Attributes:
-        cached_input: price of input the provider had cached; None means no discount.
-        batch_factor: what the Batch API multiplies a bill by (0.5 is half price).
-    """
+    """USD per million tokens, where it comes from and the date it was last checked."""
 
     model: str
     input: float
     output: float
-    cached_input: float | None = None
-    batch_factor: float = 1.0
+    cached_input: float | None = None  # of input the provider had cached; None: no discount
+    batch_factor: float = 1.0  # what the Batch API multiplies a bill by (0.5 is half price)
     source: str = ""
     as_of: str = ""
 
@@ -90,32 +86,35 @@ class UnknownPrice(BaizeError):  # noqa: N818
 def price_of(model: str, *, base_url: str | None = None, year: int | None = None) -> Price:
     """Today's price of a hosted model from genai-prices' bundled table (no network).
 
-    Args:
-        model: a name such as `gpt-4.1-nano`; "local" and the models of `models.weights` are free.
-        base_url: where it is asked; the table knows more models when told the address.
-        year: 2023 gives what gpt-3.5-turbo cost when Baize was made; nothing else is known of
-            the past.
+    Of models priced by prompt length it is the price of short prompts; of those priced by the
+    hour, that of the dearest one. A batch price that the table does not know is the full one.
 
-    For models priced by prompt length it is the price of short prompts; for those priced by the
-    hour, that of the dearest one. Where the table knows no batch price the batch factor is 1: a
-    forecast is never too low.
+    Args:
+        model: a name such as `gpt-4.1-nano`; the models of `models.weights` are free.
+        base_url: where it is asked; the table knows more models when told the address.
+        year: 2023 gives what gpt-3.5-turbo cost when Baize was made, all that is known of the past.
 
     Raises:
         UnknownPrice: the table does not know the model.
     """
-    if model == "local" or model in MODELS:
+    if model in MODELS:
         return replace(FREE, model=model)
-    if year is not None:
-        if (model, year) == (PRICE_2023.model, 2023):
-            return PRICE_2023
-        raise _unknown(model, f" in {year}")
+    if (model, year) == (PRICE_2023.model, 2023):
+        return PRICE_2023
     address = None if base_url is None or "api.openai.com" in base_url else base_url
     try:
+        if year:
+            raise LookupError(year)
         prices = [_usd_per_million(model, address, hour) for hour in range(24)]
     except (LookupError, ValueError):
         if address is not None:
             return price_of(model)
-        raise _unknown(model) from None
+        when = f" in {year}" if year else ""
+        raise UnknownPrice(
+            f"no price is known for {model!r}{when}: set BAIZE_TEACHER_PRICE=0.5/1.5 (USD per "
+            "million tokens in and out; 0/0 for a server of your own), or give "
+            f"Price({model!r}, 0.5, 1.5)"
+        ) from None
     full, output, cached, *batch = (max(column) for column in zip(*prices, strict=True))
     shares = [new / old for new, old in zip(batch, (full, output), strict=True) if old]
     source = f"genai-prices {importlib.metadata.version('genai-prices')}"
@@ -144,32 +143,23 @@ def _usd_per_million(model: str, address: str | None, hour: int) -> tuple[float,
     )  # fmt: skip
 
 
-def _unknown(model: str, when: str = "") -> UnknownPrice:
-    return UnknownPrice(
-        f"no price is known for {model!r}{when}: set BAIZE_TEACHER_PRICE=0.5/1.5 (USD per million "
-        f"tokens in and out; 0/0 for a server of your own), or give Price({model!r}, 0.5, 1.5)"
-    )
-
-
 def _checked_on(model: str, address: str | None) -> str:
     """When genai-prices last checked this model, else when it last checked any."""
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot = get_snapshot()
-    checked = re.compile(r"(?:verified|checked|updated)(?: on)? (\d{4}-\d\d-\d\d)", re.IGNORECASE)
     _, found = snapshot.find_provider_model(model, None, None, address)
-    own = checked.findall(found.price_comments or "")
     every = (m.price_comments or "" for p in snapshot.providers for m in p.models)
+    checked = re.compile(r"(?:verified|checked|updated)(?: on)? (\d{4}-\d\d-\d\d)", re.IGNORECASE)
+    own = checked.findall(found.price_comments or "")
     return max(own or checked.findall("\n".join(every)), default="undated")
 
 
-@dataclass(frozen=True, slots=True)
-class ShadowCost:
+class ShadowCost(NamedTuple):
     """What a run would have cost at a paid teacher, at a price of a given date."""
 
     model: str
     usd: float
-    source: str
     as_of: str
 
 
@@ -186,4 +176,4 @@ def shadow_cost(
     """
     plain = Usage(input=usage.input, output=usage.output)
     prices = [model if isinstance(model, Price) else price_of(model) for model in models]
-    return tuple(ShadowCost(p.model, p.cost(plain), p.source, p.as_of) for p in prices)
+    return tuple(ShadowCost(p.model, p.cost(plain), p.as_of) for p in prices)
