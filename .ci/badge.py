@@ -14,7 +14,7 @@ NAMED = [
     "README*.md",
     ".github/workflows/*.yml",
     "notebooks/**/*.ipynb",
-    "instructor/*.md",
+    "instructor/**/*.md",
     "binder/*",
 ]
 

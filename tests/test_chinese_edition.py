@@ -43,6 +43,25 @@ def links(text):
     return re.findall(r"\]\(([^)\s#]+)", text)
 
 
+def narrow(text):
+    """Places set as English is: tight against Latin letters, half-width punctuation, wrapped."""
+    han, latin = r"[\u4e00-\u9fff]", r"[A-Za-z0-9]"
+    plain = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+    outside = re.sub(r"`[^`\n]+`", "`", plain)
+    return [
+        *re.findall(f".?{han}{latin}.?|.?{latin}{han}.?|.?{han}`|`{han}.?", outside),
+        *re.findall(rf".?{han}[,;:?!(].?|.?[,;:?!)]{han}.?|.?{han}\.(?:\s|$)", outside),
+        *re.findall(rf"{han}\n{han}", outside),
+    ]
+
+
+def loose_stars(text):
+    """Stars of bold type that a reader would see as stars."""
+    shown = MarkdownIt("commonmark").render(text)
+    shown = re.sub(r"<code.*?</code>", "", shown, flags=re.DOTALL)
+    return re.findall(r".{,9}\*\*.{,9}", shown)
+
+
 def check(folder):
     """What .ci/chinese.py says of a copy of the course, about the notebooks that are translated."""
     command = [sys.executable, ".ci/chinese.py", "check"]
@@ -115,25 +134,65 @@ class TestNotebook:
                     assert "://" in link or there, f"{edition}, cell {number}: {link}"
 
     def test_chinese_is_set_as_chinese_is(self, path):
-        """Full-width punctuation, and a space between Chinese and Latin letters or digits."""
-        han, latin = r"[\u4e00-\u9fff]", r"[A-Za-z0-9]"
         for number, text in texts(chinese(path)):
-            plain = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)", " ", text, flags=re.DOTALL)
-            tight = re.findall(f"{han}{latin}|{latin}{han}|{han}`|`{han}", between_code(plain))
-            narrow = re.findall(rf"{han}[,;:?!(]|[,;:?!)]{han}|{han}\.(?:\s|$)", plain)
             here = f"cell {number}: {text[:40]}"
-            assert not tight, f"{here}: no space in {tight}"
-            assert not narrow, f"{here}: narrow punctuation in {narrow}"
-            assert not re.search(rf"{han}\n{han}", plain), f"{here}: a line break inside Chinese"
-            shown = MarkdownIt("commonmark").render(text)
-            shown = re.sub(r"<code.*?</code>", "", shown, flags=re.DOTALL)
-            loose = re.findall(r".{,9}\*\*.{,9}", shown)
-            assert not loose, f"{here}: stars that are shown as stars: {loose}"
+            assert not narrow(text), here
+            assert not loose_stars(text), here
 
 
-def between_code(text):
-    """The text with each piece of code as `x`, so that only what stands around it counts."""
-    return re.sub(r"`[^`\n]+`", "`", text)
+# ---- The pages beside the notebooks
+
+PAGES = {ROOT / "README.md": ROOT / "README.zh.md"}
+PAGES |= {p: p.parent / "zh" / p.name for p in sorted((ROOT / "instructor").glob("*.md"))}
+
+
+def names(path):
+    """What a page names, whatever its language: code, commands, numbers, rows and links."""
+    text = path.read_text(encoding="utf-8")
+    fences = re.findall(r"```.*?```", text, re.DOTALL)
+    commands = [re.sub(r" *#.*", "", line) for fence in fences for line in fence.splitlines()]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for zh, en in (("README.zh.md", "README.md"), ("/zh/", "/")):
+        prose = prose.replace(zh, en)
+    return {
+        "commands": commands,
+        "code": sorted(set(re.findall(r"`[^`]+`", prose))),
+        "numbers": sorted(set(re.findall(r"\d+[.,:]\d[\d.,:]*\d|\d+[.,:]\d", prose))),
+        "headings": re.findall(r"^#+ ", prose, re.MULTILINE),
+        "rows": len(re.findall(r"^\|", prose, re.MULTILINE)),
+        "links": sorted({re.sub(r"^(\.\./)+", "", link) for link in links(prose)}),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+class TestPage:
+    def test_in_both_languages_it_names_the_same_commands_numbers_and_notebooks(self, page):
+        ours, theirs = names(page), names(PAGES[page])
+        assert set(ours.pop("links")) <= set(theirs.pop("links"))
+        for kind, named in ours.items():
+            assert theirs[kind] == named, kind
+
+    def test_its_links_lead_somewhere_with_the_heading_they_name(self, page):
+        for edition in (page, PAGES[page]):
+            prose = re.sub(r"```.*?```|`[^`\n]*`", "", edition.read_text("utf-8"), flags=re.DOTALL)
+            for link in re.findall(r'(?:\]\(|src="|srcset=")([^)\s"]+)', prose):
+                file, _, heading = link.partition("#")
+                target = edition.parent / file if file else edition
+                if "://" not in link and Path(file).stem not in NOT_YET:
+                    assert target.exists(), link
+                if heading and "://" not in link:
+                    headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.MULTILINE)
+                    assert heading in map(anchor, headings), link
+
+    def test_chinese_is_set_as_chinese_is(self, page):
+        text = PAGES[page].read_text(encoding="utf-8")
+        assert not narrow(text)
+        assert not loose_stars(text)
+
+
+def anchor(heading):
+    """The address a heading gets on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 # ---- The check can fail: tried on a copy
@@ -220,7 +279,8 @@ def test_a_copy_with_an_address_of_its_own_is_not_behind(copy):
         (shutil.copytree if file == "instructor" else shutil.copy)(ROOT / file, copy / file)
     command = [sys.executable, ".ci/badge.py", "someone/their-course"]
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    assert "someone/their-course" in (copy / "notebooks/zh" / FIRST).read_text("utf-8")
+    for path in ("notebooks/zh/" + FIRST, "instructor/zh/before.md"):
+        assert "someone/their-course" in (copy / path).read_text("utf-8")
     assert check(copy) == []
 
 

@@ -47,7 +47,7 @@ def test_the_slides_have_the_notebooks_figures_with_their_texts_and_need_no_netw
 
 # ---- The folder for teachers
 
-TEACHERS = sorted((ROOT / "instructor").glob("*.md"))
+TEACHERS = sorted((ROOT / "instructor").rglob("*.md"))
 
 
 def timetables():
@@ -93,7 +93,7 @@ def test_the_quiz_has_ten_questions_with_an_answer_each():
     assert all(part.count("<details><summary>Answer</summary>\n\n") == 1 for part in parts)
 
 
-@pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.name)
 def test_what_teachers_are_told_to_type_or_open_is_there(path):
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)", text):
