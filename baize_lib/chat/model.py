@@ -49,20 +49,16 @@ class ChatModel:
     """A base model and adapters by name; `model="base"` and `"own layout"` are always there.
 
     "base" is the base model in Baize's layout, "own layout" the same weights spoken to through the
-    chat template they were tuned with. `adapters` are folders by name; `context` is how many tokens
-    prompt and reply may have together, by default the model's own limit.
+    chat template they were tuned with. `adapters` are folders by name.
 
     Raises:
         BaizeError: an adapter is missing, or was trained on another base or template.
     """
 
-    def __init__(
-        self, base: Base, adapters: Mapping[str, Path | str] | None = None,
-        context: int | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, base: Base, adapters: Mapping[str, Path | str] | None = None) -> None:
         self.base, self.adapters = base, dict(adapters or {})
         limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-        self.context = context or limit or 2048
+        self.context = limit or 2048  # tokens of prompt and reply together
         self._packs: dict[Any, Any] = {}
         # How the dialogues that a model was trained on were laid out; None for its own layout.
         self._layouts: dict[str, dict[str, Any] | None] = {"base": {}, OWN_LAYOUT: None}
