@@ -149,14 +149,16 @@ def test_released_records_are_read_with_their_oddities(tmp_path):
         assert cut.repairs == ("unanswered question",)
 
 
-def test_a_broken_item_of_a_json_list_is_named_and_skipped(tmp_path):
+@pytest.mark.parametrize(
+    ("end", "fault"), [(',\n{"messages": oops}]', "what follows"), ("\n", "cut short")]
+)
+def test_a_broken_item_or_end_of_a_json_list_is_named(tmp_path, end, fault):
     path = tmp_path / "list.json"
     chat = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
-    path.write_text(f'\ufeff[\n{chat},\n{{"messages": oops}},\n{chat}\n', encoding="utf-8")
+    path.write_text(f"\ufeff[\n{chat},\n{chat}{end}", encoding="utf-8")
     faults: list[str] = []
     assert len(list(read_dialogues(path, unreadable=faults))) == 2
-    assert faults[0].startswith(f"{path}:3: ")
-    assert "cut short" in faults[1]
+    assert faults[0].startswith(f"{path}:4: ") and fault in faults[0]
 
 
 PLAIN = st.text(

@@ -187,7 +187,7 @@ def test_a_packed_dump_is_the_same_dump(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".xml", ".txt", ".jsonl", ".csv", ".json"])
-def test_a_record_without_end_costs_no_memory_and_the_next_is_read(tmp_path, ending):
+def test_a_record_without_end_costs_no_memory_and_others_are_read(tmp_path, ending):
     bomb = b"x" * 100_000_000
     file = tmp_path / f"a{ending}.gz"
     around = {
@@ -198,7 +198,7 @@ def test_a_record_without_end_costs_no_memory_and_the_next_is_read(tmp_path, end
         ".txt": (b"", b"Is it so, or not?\n"),
         ".jsonl": (b'{"question": "', b'{"question": "Is it so, or not?"}\n'),
         ".csv": (b"question,n\n", b'"Is it so, or not?",1\n'),
-        ".json": (b'[{"question": "', b'", "x": 1},\n{"question": "Is it so, or not?"}]'),
+        ".json": (b'[{"question": "Is it so, or not?"},\n{"question": "', b'"}]'),
     }
     with gzip.open(file, "wb", compresslevel=1) as packed:
         packed.write(around[ending][0] + bomb + b"\n" * (ending != ".json") + around[ending][1])
@@ -391,13 +391,15 @@ def test_json_is_read_however_it_is_laid_out(tmp_path, text, ending):
     assert not seeds.problems
 
 
-def test_a_broken_item_of_a_list_costs_that_item(tmp_path):
+def test_a_broken_item_of_a_list_is_named_with_its_line_and_those_before_it_are_kept(tmp_path):
     rows = [json.dumps({"question": f"Is {i} a prime number?"}) for i in range(20_000)]
-    rows[7] = '{"question": oops, "more": {"a": 1}}'
-    (tmp_path / "q.json").write_text("[" + ",\n".join(rows))
+    rows[19_000] = '{"question": oops, "more": {"a": 1}}'
+    (tmp_path / "q.json").write_text("[" + ",\n".join(rows) + "]")
     seeds = load_seeds(tmp_path / "q.json")
-    assert len(seeds) == 19_999
-    assert seeds.problems[0].startswith(f"{tmp_path / 'q.json'}:8: Expecting value")
+    assert len(seeds) == 19_000
+    [problem] = seeds.problems
+    assert problem.startswith(f"{tmp_path / 'q.json'}:19001: Expecting value")
+    assert "what follows it is not read" in problem
 
 
 def test_a_long_list_streams(tmp_path):

@@ -1,8 +1,7 @@
 """Seeds: the first messages from which the teacher plays out whole dialogues.
 
-Baize took its seeds from Quora, Stack Overflow and MedQuAD (paper, section 3). Here each of those
-can be read as it is published (`readers.py`), beside small sets written for this course. Real
-sources are messy: every question that is dropped is counted under its reason.
+Baize took them from Quora, Stack Overflow and MedQuAD (paper, section 3). Real sources are messy:
+every question that is dropped is counted under its reason.
 
 >>> seeds = load_seeds("medical", limit=2)
 >>> seeds[0].text
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 from baize_lib.config import BaizeError
@@ -95,17 +94,15 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     Raises:
         BaizeError: a share that is not positive, or a source with too few seeds.
     """
-    try:
-        sound = num >= 1 and num == int(num) and all(0 < s < float("inf") for s in shares.values())
-    except (AttributeError, TypeError, ValueError):
-        sound = False
-    if not sound or not shares:
+    if not shares or min(shares.values()) <= 0 or num < 1:
         raise BaizeError(
-            f"a mix of {num!r} seeds from {shares!r:.200}: give shares > 0 by source, such as "
-            "{'general': 0.5, 'medical': 0.5}, and a whole number > 0"
+            f"a mix of {num} seeds from {shares!r:.200}: give shares > 0 by source, such as "
+            "{'general': 0.5, 'medical': 0.5}, and a number > 0"
         )
     drawn, seen = Seeds(), set()
-    for source, count in _apportion(shares, num).items():
+    edges = [round(num * part / sum(shares.values())) for part in accumulate(shares.values())]
+    for source, start, end in zip(shares, [0, *edges], edges, strict=False):
+        count = end - start
         # The hub's data sets are long: read no more than it takes to draw from.
         loaded = load_seeds(source, 4 * count + 1000 if source.startswith("hf:") else None)
         pool = sorted(loaded, key=lambda s: s.id)
@@ -124,17 +121,6 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
         drawn.problems += loaded.problems
     random.Random(seed).shuffle(drawn)
     return _finished(drawn)
-
-
-def _apportion(shares: Mapping[str, float], num: int) -> dict[str, int]:
-    """Whole numbers that add up to `num`, as near to the shares as can be (largest remainder)."""
-    total = sum(shares.values())
-    exact = {name: num * share / total for name, share in shares.items()}
-    counts = {name: int(value) for name, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[: num - sum(counts.values())]:
-        counts[name] += 1
-    return {name: count for name, count in counts.items() if count}
 
 
 # Cleaning: a rule looks at one text, spaces tidied, and says whether to drop it.

@@ -12,14 +12,14 @@ import gzip
 import html
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.seeds.records import READ_ERRORS, lines, records, records_of
+from baize_lib.seeds.records import READ_ERRORS, lines, records_of
 from baize_lib.seeds.seed import BUILT_IN, CHINESE, Seed, Seeds
 
 __all__: list[str] = []
@@ -32,7 +32,7 @@ MIRRORS: dict[str, dict[str, Any]] = {
                       "columns": ["Id", "PostTypeId", "Title"]},
     "medquad": {"path": "lavita/MedQuAD"},
 }  # fmt: skip
-ENDINGS = (".xml", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+ENDINGS = (".xml", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _Rows = Iterator[tuple[str, Seed]]
 
 
@@ -57,58 +57,52 @@ def read_source(source: str, tally: Seeds, column: str | None = None) -> _Rows:
 
 
 def _read_path(path: Path, tally: Seeds, column: str | None) -> _Rows:
-    ending = path.suffix.lower()
+    for place, opened in _files(path, tally):
+        name = Path(place.removesuffix(".gz").rpartition("!")[2])
+        try:
+            with opened() as raw, gzip.open(raw) if place.endswith(".gz") else raw as file:
+                if name.suffix.lower() == ".xml":
+                    yield from _read_xml(file, place, tally, column or "Title")
+                elif name.suffix.lower() == ".txt":
+                    rows = ((f"{place}:{number}", line) for number, line in lines(file))
+                    yield from _from_records(rows, name.stem, tally, None)
+                else:
+                    yield from _from_records(records_of(file, place), name.stem, tally, column)
+        except (*READ_ERRORS, NotImplementedError) as error:  # what came before is kept
+            tally.broken(place, error)
+
+
+def _files(path: Path, tally: Seeds) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """(name, how to open it) of every data file at `path`, in a folder or a zip; plain text (a
+    readme, a licence) only where there is nothing else."""
     if path.is_dir():
         for name in _readable(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()):
-            yield from _read_path(path / name, tally, column)
-    elif ending == ".zip":
-        with _reporting(str(path), tally), zipfile.ZipFile(path) as archive:
-            for name in _readable(archive.namelist()):
-                with _reporting(f"{path}!{name}", tally), archive.open(name) as file:
-                    yield from _read_file(file, f"{path}!{name}", tally, column)
-    elif ending == ".parquet":
-        yield from _from_records(records(path), path.stem, tally, column)
+            yield from _files(path / name, tally)
+    elif path.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in _readable(archive.namelist()):
+                    yield f"{path}!{name}", partial(archive.open, name)
+        except (*READ_ERRORS, zipfile.BadZipFile) as error:
+            tally.broken(str(path), error)
     elif path.name.lower().removesuffix(".gz").endswith(ENDINGS):
-        with _reporting(str(path), tally), path.open("rb") as file:
-            yield from _read_file(file, str(path), tally, column)
+        yield str(path), partial(path.open, "rb")
     else:
         raise BaizeError(
-            f"{path}: seeds are read from {', '.join(ENDINGS)}, .parquet, .zip, each but the last "
-            "two also as .gz: convert the file, or unpack it first if it is a .7z"
+            f"{path}: seeds are read from {', '.join(ENDINGS)}, .zip, each but the last also as "
+            ".gz: convert the file, or unpack it first if it is a .7z"
         )
 
 
 def _readable(names: Iterator[str]) -> list[str]:
-    """The data files of a folder or zip, in order; plain text (a readme, a licence) only where
-    there is nothing else."""
     known = [n for n in sorted(names) if n.lower().removesuffix(".gz").endswith(ENDINGS)]
     known = [n for n in known if not n.startswith("__MACOSX")]
     return [n for n in known if ".txt" not in Path(n.lower()).suffixes] or known
 
 
-@contextmanager
-def _reporting(place: str, tally: Seeds) -> Iterator[None]:
-    """Whatever makes a file unreadable is reported under its name; what came before is kept."""
-    try:
-        yield
-    except (*READ_ERRORS, zipfile.BadZipFile, NotImplementedError) as error:
-        tally.broken(place, error)
-
-
-def _read_file(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> _Rows:
-    name = Path(place.removesuffix(".gz").rpartition("!")[2])
-    with gzip.open(file) if place.endswith(".gz") else nullcontext(file) as unpacked:
-        if name.suffix.lower() == ".xml":
-            yield from _read_xml(unpacked, place, tally, column or "Title")
-        elif name.suffix.lower() == ".txt":
-            rows = ((f"{place}:{number}", line) for number, line in lines(unpacked))
-            yield from _from_records(rows, name.stem, tally, None)
-        else:
-            yield from _from_records(records_of(unpacked, place), name.stem, tally, column)
-
-
 # ---- Records with named fields -------------------------------------------------------------------
 
+_PAIRS = (("question1", "question2"), ("sentence1", "sentence2"))  # tables of pairs
 _QUESTIONS = ("question", "text", "title", "prompt", "instruction", "query")
 
 
@@ -120,19 +114,17 @@ def _from_records(
         if isinstance(row, Mapping) and isinstance(row.get("items"), list):
             items = ((f"{place} item {i}", item) for i, item in enumerate(row["items"], start=1))
             yield from _from_records(items, source, tally, column)
-            continue
-        if isinstance(row, str):
-            row = {"text": row}
-        if not isinstance(row, Mapping):
-            what = f"a record with named fields was expected, not {type(row).__name__}"
-            tally.broken(place, row if isinstance(row, ValueError) else what)
-        elif "error_message" in row:
+        elif isinstance(row, Mapping) and "error_message" in row:
             tally.broken(place, f"the API answered with an error: {row['error_message']}")
-        else:
+        elif isinstance(row, Mapping | str):
+            row = {"text": row} if isinstance(row, str) else row
             line = place.rpartition(":")[2]
             fields = {str(key).strip().lower(): value for key, value in row.items()}
             own = fields.get("id", fields.get("qid", line if line.isdigit() else number))
             yield from _from_row(fields, str(own), place, source, tally, column)
+        else:
+            what = f"a record with named fields was expected, not {type(row).__name__}"
+            tally.broken(place, row if isinstance(row, ValueError) else what)
 
 
 def _from_row(
@@ -142,12 +134,13 @@ def _from_row(
     if str(fields.get("posttypeid", 1)) != "1":
         tally.drop("a post that is not a question")
         return
-    columns = _columns(fields, column)
+    wanted = ([column.strip().lower()],) if column else (*_PAIRS, *([n] for n in _QUESTIONS))
+    columns = next((names for names in wanted if names[0] in fields), ())
     if not columns:
-        wanted = repr(column) if column else "question, text or title"
-        tally.broken(place, f"no field {wanted} among {', '.join(fields)[:80]}: name it, column=…")
+        missing = repr(column) if column else "question, text or title"
+        tally.broken(place, f"no field {missing} among {', '.join(fields)[:80]}: name it, column=…")
     for k, name in enumerate(columns, start=1):
-        text = fields[name]
+        text = fields.get(name)
         if not isinstance(text, str):
             tally.broken(place, f"{name} is missing or not a text")
         elif "question_id" in fields and name == "title":  # the API's titles are HTML
@@ -160,16 +153,6 @@ def _from_row(
             yield place, Seed(named, text, str(fields.get("source") or source))
 
 
-def _columns(fields: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
-    """The fields that hold a question: the one asked for; else two in a table of pairs, or one."""
-    if column:
-        return tuple(name for name in fields if name == column.strip().lower())
-    for pair in (("question1", "question2"), ("sentence1", "sentence2")):
-        if pair[0] in fields:
-            return tuple(name for name in pair if name in fields)
-    return tuple(name for name in _QUESTIONS if name in fields)[:1]
-
-
 # ---- Stack Exchange and MedQuAD (Ben Abacha & Demner-Fushman 2019, CC BY 4.0) --------------------
 
 _ROW = re.compile(r"<row\s[^<]*")  # "<" cannot stand inside an attribute
@@ -180,22 +163,22 @@ def _read_xml(file: IO[bytes], place: str, tally: Seeds, attribute: str) -> _Row
     """A Stack Exchange dump if the first element says so, otherwise MedQuAD."""
     root = re.search(rb"<\s*([A-Za-z]\w*)", file.read(4096))
     file.seek(0)
-    if root and root[1] in (b"posts", b"row"):
-        for number, line in lines(file):
-            yield from _read_posts(line, f"{place}:{number}", tally, attribute)
-    else:
+    if not root or root[1] not in (b"posts", b"row"):
         yield from _read_medquad(file, place, tally)
+        return
+    for number, line in lines(file):
+        if isinstance(line, ValueError):
+            tally.broken(f"{place}:{number}", line)
+        else:
+            yield from _read_posts(line, f"{place}:{number}", tally, attribute)
 
 
-def _read_posts(line: str | ValueError, place: str, tally: Seeds, attribute: str) -> _Rows:
+def _read_posts(line: str, place: str, tally: Seeds, attribute: str) -> _Rows:
     """The questions of a line `<row Id="4" PostTypeId="1" Title="…" Body="…" />`.
 
     Only questions are parsed, each by itself: one torn row cannot hide those after it, and
     answers, most of the bytes, cost no more than a search.
     """
-    if isinstance(line, ValueError):
-        tally.broken(place, line)
-        return
     for row in _ROW.findall(line):
         if not _IS_QUESTION.search(row):
             tally.drop("a post that is not a question")
@@ -213,16 +196,13 @@ def _read_posts(line: str | ValueError, place: str, tally: Seeds, attribute: str
 
 def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> _Rows:
     """One document; the questions before a fault in it are kept."""
-    publisher = subject = ""
+    publisher = ""
     try:
         for event, element in ElementTree.iterparse(file, ["start", "end"]):
             publisher = publisher or element.get("source", "")
-            if event == "end" and element.tag == "Focus":
-                subject = (element.text or "").strip()
-            elif event == "end" and element.tag == "Question":
+            if event == "end" and element.tag == "Question":
                 name = f"medquad-{publisher}-{element.get('qid', '')}"
-                seed = Seed(name, element.text or "", "medquad")
-                yield from _mend_medquad(place, seed, subject, tally)
+                yield from _mend_medquad(place, Seed(name, element.text or "", "medquad"), tally)
             elif event == "end":
                 element.clear()
     except ElementTree.ParseError as error:
@@ -235,10 +215,10 @@ _LEAFLET = re.compile(
 )
 
 
-def _mend_medquad(place: str, seed: Seed, subject: str, tally: Seeds) -> _Rows:
+def _mend_medquad(place: str, seed: Seed, tally: Seeds) -> _Rows:
     """MedQuAD's questions were made from templates ("What is (are) {Focus} ?"): mend what reads
     badly, drop what a missing subject or a leaflet's title in place of a disease has spoilt."""
-    if not subject and _HOLE.search(seed.text):
+    if _HOLE.search(seed.text):
         tally.drop("MedQuAD: no subject", seed.text)
     elif _LEAFLET.search(seed.text):
         tally.drop("MedQuAD: a leaflet's title in the question", seed.text)
@@ -257,22 +237,20 @@ def _read_hub(name: str, tally: Seeds, column: str | None) -> _Rows:
     options = MIRRORS.get(name, {"path": name})
     if column:
         options = {key: value for key, value in options.items() if key != "columns"}
-    number = 0
+    place = ""
     try:
-        for row in datasets.load_dataset(**options, split="train", streaming=True):
-            number += 1
-            place = f"hf:{name} row {number}"
-            named = iter([(place, {"id": number} | row)])
-            for _, seed in _from_records(named, Path(name).name, tally, column):
-                if name == "medquad" and not column:
-                    yield from _mend_medquad(place, seed, row.get("question_focus") or "", tally)
-                else:
-                    yield place, seed
+        data = datasets.load_dataset(**options, split="train", streaming=True)
+        rows = ((f"hf:{name} row {i}", {"id": i} | row) for i, row in enumerate(data, start=1))
+        for place, seed in _from_records(rows, Path(name).name, tally, column):
+            if name == "medquad" and not column:
+                yield from _mend_medquad(place, seed, tally)
+            else:
+                yield place, seed
     except Exception as error:
         fault = f"{type(error).__name__}: {str(error).strip()[:300]}"
-        if not number:
+        if not place:
             raise BaizeError(
                 f"hf:{name} could not be read ({fault}): check the name and the network; a data "
                 "set with a loading script needs its parquet copy; offline, use 'general' or a file"
             ) from error
-        tally.broken(f"hf:{name} row {number + 1}", fault)
+        tally.broken(f"after {place}", fault)

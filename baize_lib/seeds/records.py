@@ -1,10 +1,10 @@
 """Records out of files as people have them: JSON lines, JSON lists, one JSON object, tables.
 
 A record comes with its place, and a fault comes as a ValueError in its stead, so nothing is lost
-in silence and nothing after a fault is lost with it:
+in silence; lines and rows after a fault are read on:
 
-    for place, record in records(Path("dump.json")):
-        ...     # ("dump.json:1", {"question": "Why?"}), ("dump.json:7", ValueError(...)), ...
+    for place, record in records(Path("dump.jsonl")):
+        ...     # ("dump.jsonl:1", {"question": "Why?"}), ("dump.jsonl:7", ValueError(...)), ...
 
 Everything streams: a list of gigabytes passes through in the memory of its longest record, and a
 record of more than 4 MB is a fault itself, as no question or dialogue is so long.
@@ -16,32 +16,33 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 LONGEST = 1 << 22  # bytes of a line, characters of a JSON value
 BLOCK = 1 << 16
+OPEN_LINES = 100  # that a row may go on over while its quotes are open
 READ_ERRORS = (OSError, EOFError, RuntimeError, zlib.error)  # a damaged archive or disk
-Records = Iterator[tuple[str, Any]]
+_Numbered = Iterator[tuple[int, Any]]  # (line or row, record or ValueError)
 
 
-def records(path: Path) -> Records:
+def records(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, record or ValueError) of a .jsonl, .json, .csv, .tsv or .parquet file, or a .gz."""
     try:
-        if path.suffix.lower() == ".parquet":
-            yield from _rows_of_parquet(path)
-        else:
-            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-                yield from records_of(file, str(path))
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield from records_of(file, str(path))
     except READ_ERRORS as error:
         yield str(path), ValueError(error)
 
 
-def records_of(file: IO[bytes], place: str) -> Records:
-    """The same from an open, unpacked file; the ending of its name says whether it is a table."""
-    table = place.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-    for number, record in _table(file) if table else _json(file):
+def records_of(file: IO[bytes], place: str) -> Iterator[tuple[str, Any]]:
+    """The same from an open, unpacked file; the ending of its name says what it is."""
+    ending = Path(place.lower().removesuffix(".gz")).suffix
+    read = {".csv": _table, ".tsv": _table, ".parquet": _parquet}.get(ending, _json)
+    for number, record in read(file):
         yield f"{place}:{number}", record
 
 
@@ -67,11 +68,10 @@ def lines(file: IO[bytes]) -> Iterator[tuple[int, str | ValueError]]:
 _NAMED_LIST = re.compile(rb'\{\s*"(?:items|data|rows)"\s*:\s*\[')  # {"items": [ …
 _PRINTED = re.compile(rb'\{[ \t]*\r?\n\s*["}]')  # an object over many lines
 _BETWEEN = re.compile(r"[\s,]*")
-_NEXT = re.compile(r"\}\s*,?\s*(?=\{)")  # the value after a broken one
 
 
-def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """(line, value): from a value a line, or from a list or printed objects over many lines."""
+def _json(file: IO[bytes]) -> _Numbered:
+    """From a value a line, or from a list or printed objects over many lines."""
     head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
     is_list = head[:1] == b"[" or bool(_NAMED_LIST.match(head))
@@ -85,10 +85,13 @@ def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
             yield number, ValueError(error)
 
 
-def _values(file: io.TextIOWrapper, is_list: bool) -> Iterator[tuple[int, Any]]:
-    """The values of a JSON list, or printed one after another, each as soon as it is here."""
+def _values(file: io.TextIOWrapper, is_list: bool) -> _Numbered:
+    """The values of a JSON list, or printed one after another, each as soon as it is here.
+
+    Nothing tells where a broken value ends, so the first one is the last.
+    """
     decode = json.JSONDecoder().raw_decode
-    text, line, lost, closed = file.read(BLOCK), 1, False, not is_list
+    text, line = file.read(BLOCK), 1
     at = text.index("[") + 1 if is_list else 0
     line += text.count("\n", 0, at)
     while True:
@@ -98,43 +101,28 @@ def _values(file: io.TextIOWrapper, is_list: bool) -> Iterator[tuple[int, Any]]:
             text, at = file.read(BLOCK), 0
             if not text:
                 break
-        elif text[at] == "]" and is_list and not lost:
+        elif is_list and text[at] == "]":
             return
-        elif text[at] in "]}" and lost:  # a bracket of the broken value, or the last one
-            closed, at = True, at + 1
         else:
             try:
                 value, end = decode(text, at)
             except (ValueError, RecursionError) as error:
                 wanted = max(BLOCK, len(text) - at)  # perhaps the rest of it has not been read
-                if len(text) - at < LONGEST and (more := file.read(wanted)):
-                    text, at = text[at:] + more, 0
-                    continue
-                yield line, ValueError(error)
-                lost = True
-                text, at, line = _after_fault(file, text, at, line)
+                if len(text) - at > LONGEST or not (more := file.read(wanted)):
+                    yield line, ValueError(f"{error}; what follows it is not read")
+                    return
+                text, at = text[at:] + more, 0
             else:
                 yield line, value
-                line, at, closed = line + text.count("\n", at, end), end, not is_list
-    if not closed:
+                line, at = line + text.count("\n", at, end), end
+    if is_list:
         yield line, ValueError("the list is not closed: the file may be cut short")
-
-
-def _after_fault(file: io.TextIOWrapper, text: str, at: int, line: int) -> tuple[str, int, int]:
-    """(text, position, line) of the next object after the one at `at`, or of the file's end."""
-    while not (found := _NEXT.search(text, at + 1)):
-        cut = max(at, len(text) - 80)  # the sign of the next object may lie across two blocks
-        more = file.read(BLOCK)
-        if not more:
-            return "", 0, line
-        text, line, at = text[cut:] + more, line + text.count("\n", at, cut), 0
-    return text, found.end(), line + text.count("\n", at, found.end())
 
 
 # ---- Tables --------------------------------------------------------------------------------------
 
 
-def _table(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+def _table(file: IO[bytes]) -> _Numbered:
     """Rows of CSV or TSV as dicts, the delimiter told by the header.
 
     A row whose quotes do not close is a fault, and reading goes on with the line after it, not
@@ -142,59 +130,56 @@ def _table(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
     """
     rows = lines(file)
     number, header = next(rows, (1, ""))
+    if isinstance(header, str) and "\r" in header.strip():
+        header = ValueError(f"{header:.60}: its lines do not end as they should")
     delimiter = max(",\t;", key=str(header).count)
-    try:
-        names = _fields(str(header), delimiter)
-        if isinstance(header, ValueError) or "\r" in header.strip():
-            raise ValueError(f"{header!s:.60}: its lines do not end as they should")
-    except (ValueError, csv.Error) as error:
-        yield number, ValueError(error)
+    _, names = _first_row(deque([(number, header)]), delimiter)
+    if isinstance(names, ValueError):
+        yield number, names
         return
-    ahead: list[tuple[int, Any]] = []  # lines that an open quote had taken in, last one first
-
-    def following() -> tuple[int, Any] | None:
-        return ahead.pop() if ahead else next(rows, None)
-
-    while first := following():
-        fields, taken = _row(first[1], following, delimiter)
+    ahead = deque(islice(rows, OPEN_LINES))
+    while ahead:
+        taken, fields = _first_row(ahead, delimiter)
         if isinstance(fields, ValueError):
-            ahead.extend(reversed(taken))
+            row = fields
         elif "".join(fields[len(names) :]).strip():
-            fields = ValueError(
+            row = ValueError(
                 f"{len(fields)} fields, and the header has {len(names)}: put a text that holds a "
                 f"{delimiter!r} in quotes"
             )
         else:
-            fields = dict(zip(names, fields, strict=False))
-        yield first[0], fields
+            row = dict(zip(names, fields, strict=False))
+        yield ahead[0][0], row
+        for _ in range(taken):
+            ahead.popleft()
+        ahead.extend(islice(rows, taken))
 
 
-def _row(text: Any, following: Callable[[], Any], delimiter: str) -> tuple[Any, list]:
-    """(fields or ValueError, the lines it went on over while its quotes were open, at most 100)."""
-    taken: list[tuple[int, Any]] = []
-    while isinstance(text, str):
+def _first_row(ahead: deque, delimiter: str) -> tuple[int, list[str] | ValueError]:
+    """(lines it takes, fields) of the row that begins on the first line."""
+    text, fault = "", None
+    for taken, (_, line) in enumerate(ahead, start=1):
+        if isinstance(line, ValueError):
+            return 1, fault or line
+        text += line
+        row = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
-            return _fields(text, delimiter), taken
+            return taken, next(row, [])
         except csv.Error as error:
-            more = following() if "unexpected end" in str(error) and len(taken) < 100 else None
-            taken += [more] if more else []
-            text = text + more[1] if more and isinstance(more[1], str) else ValueError(error)
-    return text, taken
+            fault = ValueError(error)
+            if "unexpected end" not in str(error):  # so its quotes are not open
+                break
+    return 1, fault
 
 
-def _fields(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
-
-
-def _rows_of_parquet(path: Path) -> Records:
+def _parquet(file: IO[bytes]) -> _Numbered:
     from pyarrow import ArrowException, parquet
 
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", row
+        for batch in parquet.ParquetFile(file).iter_batches(1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
     except ArrowException as error:
-        yield f"{path} row {number + 1}", ValueError(error)
+        yield number + 1, ValueError(error)
