@@ -46,10 +46,9 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     for language in LANGUAGES:
         command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", ".ci/site"]
-        done = subprocess.run(
-            [*command, "-d", out / ".parsed" / language, ".", out / language],
-            cwd=ROOT, env=os.environ | {"BAIZE_LANG": language}, capture_output=True, text=True,
-        )  # fmt: skip
+        command += ["-d", out / ".parsed" / language, ".", out / language]
+        told = os.environ | {"BAIZE_LANG": language}
+        done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     shutil.rmtree(out / ".parsed")
     shutil.copy(ROOT / ".ci/site/index.html", out)

@@ -1,5 +1,6 @@
 """What the site does to the course's pages: sidebar, alt texts, links, glossary, Chinese search."""
 
+import functools
 import html
 import json
 import os
@@ -27,9 +28,13 @@ def edition(app: Sphinx) -> str:
     return "zh" if app.config.language == "zh_CN" else "en"
 
 
+def other_edition(app: Sphinx) -> str:
+    return "en" if edition(app) == "zh" else "zh"
+
+
 def counterpart(app: Sphinx, name: str) -> str:
     """The page of the other edition that says the same; its first page if there is none."""
-    other = "en" if edition(app) == "zh" else "zh"
+    other = other_edition(app)
     if name in (GLOSSARY, "search"):
         return name
     folder, _, rest = name.partition("/")
@@ -57,7 +62,7 @@ def as_written(app: Sphinx, name: str, source: list[str]) -> None:
 
 def with_links(app: Sphinx, name: str, text: str) -> str:
     """Links to what is no page of this edition lead to the other edition, or to the repository."""
-    here = Path(name).parent
+    here, other = Path(name).parent, other_edition(app)
     repository = app.config.html_theme_options["repository_url"]
 
     def led(found: re.Match[str]) -> str:
@@ -67,8 +72,8 @@ def with_links(app: Sphinx, name: str, text: str) -> str:
         if target.suffix in (".png", ".svg") or page in app.env.found_docs:
             return found[0]
         up = "../" * (len(here.parts) + 1)
-        if target.suffix in (".md", ".ipynb") and counterpart_of(app, page):
-            return f"]({up}{counterpart_of(app, page)}.html{anchor}){{.external}}"
+        if target.suffix in (".md", ".ipynb") and is_of(other, page):
+            return f"]({up}{other}/{page}.html{anchor}){{.external}}"
         if not Path(app.srcdir, target).exists():
             return found[0]  # Sphinx will say so
         kind = "tree" if Path(app.srcdir, target).is_dir() else "blob"
@@ -82,12 +87,10 @@ def with_links(app: Sphinx, name: str, text: str) -> str:
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", led, text)
 
 
-def counterpart_of(app: Sphinx, page: str) -> str:
-    """Where a page of the other edition lies, from the site's root; "" if it is none."""
-    other = "en" if edition(app) == "zh" else "zh"
-    in_chinese = page == HOME["zh"] or "/zh/" in page
-    known = page == HOME[other] or page.startswith(("notebooks/", "instructor/"))
-    return f"{other}/{page}" if known and in_chinese == (other == "zh") else ""
+def is_of(language: str, page: str) -> bool:
+    """Whether a page belongs to that edition; the glossary is of both and never asked about."""
+    inside = page.startswith(("notebooks/", "instructor/"))
+    return page == HOME[language] or (inside and ("/zh/" in page) == (language == "zh"))
 
 
 def sidebar(app: Sphinx, readme: str) -> str:
@@ -105,6 +108,7 @@ def sidebar(app: Sphinx, readme: str) -> str:
     return "\n\n" + "\n\n".join(trees) + "\n"
 
 
+@functools.cache
 def glossary(app: Sphinx) -> dict[str, tuple[str, str]]:
     """A term as it is written in running text -> the address of its entry, and what that says."""
     told = {}
@@ -128,8 +132,7 @@ def explained(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """
     if name == GLOSSARY:
         return
-    if not hasattr(app, "told"):
-        app.told = glossary(app)
+    told = glossary(app)
     address = app.builder.get_relative_uri(name, GLOSSARY)
     seen: set[str] = set()
 
@@ -141,16 +144,16 @@ def explained(app: Sphinx, doctree: nodes.document, name: str) -> None:
         return nodes.raw("", markup, format="html")
 
     for strong in list(doctree.findall(nodes.strong)):
-        anchor, said = app.told.get(strong.astext().lower(), ("", ""))
+        anchor, said = told.get(strong.astext().lower(), ("", ""))
         if anchor and anchor not in seen and in_prose(strong):
             seen.add(anchor)
             strong.children = [link(strong.astext(), anchor, said)]
     least = 3 if edition(app) == "zh" else 7
-    long = sorted((term for term in app.told if len(term) >= least), key=len, reverse=True)
+    long = sorted((term for term in told if len(term) >= least), key=len, reverse=True)
     pattern = re.compile(rf"(?<![A-Za-z-])(?:{'|'.join(map(re.escape, long))})(?![A-Za-z-])", re.I)
     for text in list(doctree.findall(nodes.Text)):
         if in_prose(text) and not isinstance(text.parent, nodes.strong):
-            replace_first(text, pattern, seen, app.told, link)
+            replace_first(text, pattern, seen, told, link)
 
 
 def in_prose(node: nodes.Node) -> bool:
@@ -166,9 +169,13 @@ def in_prose(node: nodes.Node) -> bool:
 
 
 def replace_first(
-    text: nodes.Text, pattern: re.Pattern[str], seen: set[str],
-    told: dict[str, tuple[str, str]], link: Callable[[str, str, str], nodes.raw],
-) -> None:  # fmt: skip
+    text: nodes.Text,
+    pattern: re.Pattern[str],
+    seen: set[str],
+    told: dict[str, tuple[str, str]],
+    link: Callable[[str, str, str], nodes.raw],
+) -> None:
+    """Each term of a text that the page has not explained yet becomes a link."""
     pieces, done = [], 0
     for found in pattern.finditer(text):
         anchor, said = told[found[0].lower()]
@@ -183,8 +190,8 @@ def replace_first(
 class Bigrams(SearchChinese):
     """Chinese search without a dictionary: a phrase is found by its pairs of characters.
 
-    Sphinx's own finds no Chinese word without jieba, and with it none that the reader cuts
-    otherwise than the index does. The page cuts what is typed in the same way.
+    Sphinx's own needs jieba, which has no wheel, and its page takes a phrase that is typed for one
+    word. Here index and page cut alike.
     """
 
     language_name = "English"  # whose stemmer it is: the words in Latin letters are English
@@ -203,16 +210,16 @@ var splitQuery = (query) =>
         return words + [run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1))]
 
 
+def switch(app: Sphinx, name: str, template: str, context: dict, doctree: object) -> None:
+    """The address of this page in the other language, for `language.html`."""
+    other = other_edition(app)
+    up = "../" * (name.count("/") + 1)
+    context["other_language"] = f"{up}{other}/{counterpart(app, name)}.html"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_search_language(Bigrams)
     app.connect("source-read", as_written)
     app.connect("doctree-resolved", explained)
     app.connect("html-page-context", switch)
     return {"parallel_read_safe": True}
-
-
-def switch(app: Sphinx, name: str, template: str, context: dict, doctree: object) -> None:
-    """The address of this page in the other language, for `language.html`."""
-    other = "en" if edition(app) == "zh" else "zh"
-    up = "../" * (name.count("/") + 1)
-    context["other_language"] = f"{up}{other}/{counterpart(app, name)}.html"
