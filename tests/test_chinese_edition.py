@@ -13,10 +13,7 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 ENGLISH = [*sorted(FOLDER.glob("[0-9]*.ipynb")), *sorted(FOLDER.glob("bonus/[0-9]*.ipynb"))]
-NOT_YET = {
-    "04_lora_training", "05_qualitative_evaluation", "06_share_it", "07_what_each_choice_buys",
-    "08_refusals", "09_judges_and_feedback", "11_chinese",
-}  # fmt: skip
+NOT_YET = {"09_judges_and_feedback"}
 BOTH = [path for path in ENGLISH if path.stem not in NOT_YET]
 FIRST = "00_start_here.ipynb"
 
@@ -47,7 +44,7 @@ def narrow(text):
     """Places set as English is: tight against Latin letters, half-width punctuation, wrapped."""
     han, latin = r"[\u4e00-\u9fff]", r"[A-Za-z0-9]"
     plain = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)", " ", text, flags=re.DOTALL)
-    outside = re.sub(r"`[^`\n]+`", "`", plain)
+    outside = re.sub(r"“[^”]*”", "“”", re.sub(r"`[^`\n]+`", "`", plain))  # the article's own words
     return [
         *re.findall(f".?{han}{latin}.?|.?{latin}{han}.?|.?{han}`|`{han}.?", outside),
         *re.findall(rf".?{han}[,;:?!(].?|.?[,;:?!)]{han}.?|.?{han}\.(?:\s|$)", outside),
@@ -99,7 +96,7 @@ class TestNotebook:
         for number, text in texts(chinese(path)):
             told = re.sub(r"```.*?```|`[^`\n]*`|<[^>]+>", "", text, flags=re.DOTALL)
             here = f"cell {number}: {text[:60]}"
-            assert len(re.findall(r"[\u4e00-\u9fff]", told)) >= 5, here
+            assert len(re.findall(r"[\u4e00-\u9fff]", told)) >= 2, here
             assert "（此处待译。）" not in text, here
 
     def test_solutions_tables_and_folds_are_those_of_the_english_cell(self, path):
