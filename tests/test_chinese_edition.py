@@ -139,7 +139,7 @@ PAGES |= {p: p.parent / "zh" / p.name for p in sorted((ROOT / "instructor").glob
 
 
 def names(path):
-    """What a page names, whatever its language: code, commands, numbers, rows and links."""
+    """What a page names, whatever its language; of each row of its tables, the numbers."""
     text = path.read_text(encoding="utf-8")
     fences = re.findall(r"```.*?```", text, re.DOTALL)
     commands = [re.sub(r" *#.*", "", line) for fence in fences for line in fence.splitlines()]
@@ -151,7 +151,9 @@ def names(path):
         "code": sorted(set(re.findall(r"`[^`]+`", prose))),
         "numbers": sorted(set(re.findall(r"\d+[.,:]\d[\d.,:]*\d|\d+[.,:]\d", prose))),
         "headings": re.findall(r"^#+ ", prose, re.MULTILINE),
-        "rows": len(re.findall(r"^\|", prose, re.MULTILINE)),
+        "rows": [
+            sorted(re.findall(r"\d+", row)) for row in re.findall(r"^\|.*", prose, re.MULTILINE)
+        ],
         "links": sorted({re.sub(r"^(\.\./)+", "", link) for link in links(prose)}),
     }
 
