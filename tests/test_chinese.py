@@ -14,10 +14,18 @@ from baize_lib import corpus
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.corpus.defects import DEFECTS, count_defects, defects_for, personal_data
-from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
+from baize_lib.corpus.formats import Collected, read_dialogues
 from baize_lib.corpus.split import prompt_matcher
 from baize_lib.corpus.statistics import statistics
-from baize_lib.dialogue import HEADER, LANGUAGES, Message, check_language, parse_transcript
+from baize_lib.dialogue import (
+    HEADER,
+    HUMAN_TAG,
+    LANGUAGES,
+    Message,
+    check_language,
+    parse_transcript,
+    render,
+)
 from baize_lib.evaluation.attempts import ask
 from baize_lib.evaluation.health import health
 from baize_lib.evaluation.prompts import load_prompts
@@ -463,13 +471,12 @@ def test_a_chinese_reply_that_was_cut_costs_its_turn():
     assert corpus.whole_turns(cut).messages == talk("怎样种番茄？", "多晒太阳。").messages
 
 
-def test_released_records_carry_the_chinese_header_and_come_back(tmp_path):
-    dialogues = chinese_corpus()
-    write_dialogues(tmp_path / "zh.jsonl", dialogues, "baize", language="zh")
-    row = next(iter(read_jsonl(tmp_path / "zh.jsonl")))
-    assert row["input"].startswith(HEADER["zh"])
-    back = list(read_dialogues(tmp_path / "zh.jsonl"))
-    assert [d.messages for d in back] == [d.messages for d in dialogues]
+def test_released_records_with_the_chinese_header_are_read():
+    for dialogue in chinese_corpus():
+        text = render(dialogue.messages, language="zh")
+        assert text.startswith(HEADER["zh"])
+        row = {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
+        assert corpus.from_chat(row).messages == dialogue.messages
 
 
 def test_no_two_filters_of_a_language_differ_but_for_the_language():

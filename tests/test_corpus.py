@@ -11,7 +11,8 @@ from baize_lib import corpus
 from baize_lib.config import BaizeError
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
 from baize_lib.corpus.split import prompt_matcher
-from baize_lib.dialogue import Message
+from baize_lib.dialogue import HUMAN_TAG, Message, render
+from baize_lib.files import write_jsonl
 from baize_lib.teacher.prices import Price, Usage
 from baize_lib.text import near_duplicates
 
@@ -171,13 +172,15 @@ TALKS = st.lists(PLAIN, min_size=2, max_size=6).map(lambda said: talk(*said[: le
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TALKS, max_size=4))
-def test_no_format_changes_what_was_said(tmp_path_factory, dialogues):
+def test_neither_chat_messages_nor_released_records_change_what_was_said(
+    tmp_path_factory, dialogues
+):
     path = tmp_path_factory.mktemp("formats") / "d.jsonl"
     said = [dialogue.messages for dialogue in dialogues]
-    for format in ("chat", "sharegpt", "baize", "chat"):
-        assert write_dialogues(path, dialogues, format) == len(said)
-        dialogues = list(read_dialogues(path))
-        assert [dialogue.messages for dialogue in dialogues] == said
+    assert write_dialogues(path, dialogues) == len(said)
+    assert [dialogue.messages for dialogue in read_dialogues(path)] == said
+    write_jsonl(path, ({"topic": "", "input": f"{render(one)}\n{HUMAN_TAG} "} for one in said))
+    assert [dialogue.messages for dialogue in read_dialogues(path)] == said
 
 
 JSON = st.recursive(
@@ -230,11 +233,6 @@ LAYOUTS = {
     "BELLE, several turns": {
         "instruction": f"Human:{TWO[0]}\nAssistant:{TWO[1]}\nHuman:{TWO[2]}\nAssistant:",
         "input": "", "output": TWO[3]},
-    "MOSS 002": {"plain_text": f"[Human]: {TWO[0]}<eoh> [MOSS]: {TWO[1]}<eoa> "
-                 f"[Human]: {TWO[2]}<eoh> [MOSS]: {TWO[3]}<eoa>"},
-    "MOSS 003": {"chat": {
-        f"turn_{k}": {"Human": f"<|Human|>: {TWO[2 * k]}<eoh>\n", "Inner Thoughts": "None",
-                      "MOSS": f"<|MOSS|>: {TWO[2 * k + 1]}<eom>\n"} for k in (0, 1)}},
     "Baize": {"topic": "tea", "input": "The conversation between human and AI assistant.\n"
               f"[|Human|] {TWO[0]}\n[|AI|] {TWO[1]}\n[|Human|] {TWO[2]}\n[|AI|] {TWO[3]}"
               "\n[|Human|] "},
@@ -257,7 +255,7 @@ def test_the_layouts_people_have_are_read(tmp_path, name, as_file):
     path = tmp_path / ("d.jsonl.gz" if as_file == "packed" else "d.json")
     path.write_bytes(gzip.compress(text.encode()) if as_file == "packed" else text.encode())
     one, other = read_dialogues(path)
-    num_messages = 4 if list(LAYOUTS).index(name) < 15 else 2
+    num_messages = 4 if list(LAYOUTS).index(name) < 13 else 2
     assert [message.content for message in one.messages] == TWO[:num_messages]
     assert [message.role for message in one.messages] == ["user", "assistant"] * (num_messages // 2)
     assert one.messages == other.messages
@@ -285,6 +283,7 @@ def test_an_instructions_input_is_part_of_the_question():
     [
         ({"text": "### Human: Hi### Assistant: Hello"}, "the fields text"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt, chosen, rejected"),
+        ({"plain_text": "[Human]: Hi<eoh> [MOSS]: Hello<eoa>", "num_turns": 1}, "plain_text"),
         ({"messages": []}, "no message"),
         ({"messages": [{"role": "user", "content": None, "tool_calls": [{}]}]}, "call of a tool"),
         ({"messages": [{"role": "tool", "content": "3"}]}, "'tool'"),
@@ -306,10 +305,9 @@ def test_what_no_layout_knows_is_refused_by_name(tmp_path, row, why):
 
 def test_the_export_keeps_where_a_dialogue_came_from(tmp_path):
     dialogue = talk("Hi", "Hello.", id="a-1", seed="tea", source="general")
-    for format in ("chat", "sharegpt"):
-        write_dialogues(tmp_path / "d.jsonl", [dialogue], format)
-        (back,) = read_dialogues(tmp_path / "d.jsonl")
-        assert (back.id, back.seed, back.source) == ("a-1", "tea", "general")
+    write_dialogues(tmp_path / "d.jsonl", [dialogue])
+    (back,) = read_dialogues(tmp_path / "d.jsonl")
+    assert (back.id, back.seed, back.source) == ("a-1", "tea", "general")
 
 
 @pytest.mark.parametrize("use", [
@@ -326,7 +324,7 @@ def test_what_is_no_dialogue_is_refused_by_name(use, items):
 @pytest.mark.parametrize("use", [
     lambda: corpus.split([], "x"), lambda: corpus.split([], 1), lambda: corpus.split([], -0.1),
     lambda: corpus.apply_filters([], ["loop"]), lambda: corpus.count_defects([], "fr"),
-    lambda: corpus.leakage([], prompts="one text"), lambda: prompt_matcher(["a"], 0),
+    lambda: corpus.leakage([], prompts="one text"),
     lambda: corpus.apply_filters([talk("Hi", "Hello.")], near_duplicate=2),
     lambda: list(read_dialogues("/")), lambda: list(read_dialogues("")),
 ])  # fmt: skip
@@ -340,11 +338,6 @@ def test_nothing_is_not_a_fault():
     assert corpus.apply_filters([]).kept == []
     assert corpus.split([]) == ([], [])
     assert corpus.leakage([]) == []
-
-
-def test_unknown_formats_are_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(BaizeError, match="chat, sharegpt, baize"):
-        write_dialogues(tmp_path / "x", [], "parquet")
 
 
 # ---- filters -------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
-"""What is wrong with a dialogue, by name: each defect is a small function that counts itself.
+"""What is wrong with a dialogue, by name: each defect is a function that counts itself there.
 
-Look at data before training on it. A *defect* is a named function from a dialogue to how often it
-occurs there, most of them a rule over one message's text. A table of defects is one loop over
-`DEFECTS`, and a filter is a defect that one does not want to train on. What each means, and the
-patterns it looks for with examples, stand in `defects.toml`.
+A table of defects is one loop over `DEFECTS`, and a filter is a defect that one does not want to
+train on. What each means, and the patterns it looks for with examples, stand in `defects.toml`.
 
 >>> from baize_lib.dialogue import Dialogue, Message
 >>> said = Message("user", "Who won?"), Message("assistant", "As an AI, I can't know. Who won?")
@@ -38,7 +36,6 @@ _PATTERN = {
     for name, text in _WRITTEN["pattern"].items()
     if name != "as_an_ai"
 }
-_OF_MODELS = _WRITTEN["of_models"]
 _AS_AN_AI = re.compile(_WRITTEN["pattern"]["as_an_ai"].format_map(_WRITTEN["pattern"]), _FLAGS)
 
 
@@ -113,7 +110,9 @@ def asks_back(text: str) -> bool:
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
     plain = f" {text}".lower()  # a quick look before the slow one
-    return any(map(plain.__contains__, _OF_MODELS)) and bool(_AS_AN_AI.search(prose(text)))
+    return any(word in plain for word in _WRITTEN["of_models"]) and bool(
+        _AS_AN_AI.search(prose(text))
+    )
 
 
 def personal_data(text: str) -> Iterator[tuple[str, str]]:
@@ -124,23 +123,11 @@ def personal_data(text: str) -> Iterator[tuple[str, str]]:
     """
     if not re.search(r"[@\d]|-----", text):  # a quick look before the slow ones
         return
-    found = {
-        kind: [match[0] for match in _PATTERN[kind].finditer(text)]
-        for kind in ("e-mail", "phone", "card", "ip", "key")
-    }
-    cards = [card for card in found["card"] if _luhn(card)]
-    right: dict[str, Callable[[str], Any]] = {
-        "e-mail": lambda address: not _PATTERN["nobody"].search(address),
-        "phone": lambda phone: (
-            not re.search(r"555[ .-]?01\d\d", phone) and not any(phone in card for card in cards)
-        ),
-        "card": cards.__contains__,
-        "ip": _is_public,
-        "key": bool,
-    }
-    yield from (
-        (kind, text) for kind, texts in found.items() for text in texts if right[kind](text)
-    )
+    for kind, is_real in _PERSONAL.items():
+        for found in [match[0] for match in _PATTERN[kind].finditer(text)]:
+            if is_real(found):
+                text = text.replace(found, " ")  # no part of a card is a phone
+                yield kind, found
 
 
 def _luhn(number: str) -> bool:
@@ -155,6 +142,15 @@ def _is_public(address: str) -> bool:
         return ipaddress.ip_address(address).is_global
     except ValueError:
         return False
+
+
+_PERSONAL: dict[str, Callable[[str], Any]] = {
+    "card": _luhn,
+    "e-mail": lambda address: not _PATTERN["nobody"].search(address),
+    "phone": lambda phone: not re.search(r"555[ .-]?01\d\d", phone),
+    "ip": _is_public,
+    "key": bool,
+}
 
 
 # ---- Defects of a dialogue -----------------------------------------------------------------------

@@ -30,10 +30,7 @@ def default_filters(language: str = "en") -> dict[str, Filter]:
     """The filters used unless others are given, in order; name -> function.
 
     Refusals stay: for an unsafe request a refusal is the right answer. So do short replies and
-    replies that ask back.
-
-    Raises:
-        BaizeError: a language the course does not speak.
+    replies that ask back. `language` is "en" or "zh".
     """
     names = (
         "failed", "role_order", "empty_turn", "dangling_tag", "both_voices", "thoughts",
@@ -59,16 +56,11 @@ def whole_turns(dialogue: Dialogue) -> Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What `apply_filters` kept, and where the rest went.
-
-    Attributes:
-        dropped: filter -> dialogues charged to it, in the order the filters ran, zeros included.
-        usage, cost_usd: tokens and USD of everything seen, dropped and failed included.
-    """
+    """What `apply_filters` kept, and where the rest went."""
 
     kept: list[Dialogue]
-    dropped: Counter[str]
-    usage: Usage = NO_USAGE
+    dropped: Counter[str]  # filter -> dialogues charged to it, in order, zeros included
+    usage: Usage = NO_USAGE  # of everything seen, dropped and failed included; cost_usd too
     cost_usd: float = 0.0
 
     @property
@@ -87,17 +79,14 @@ class Filtered:
     def cost(self, shadow: Price | None = None) -> dict[str, Any]:
         """Dialogues seen and accepted, USD and tokens for each accepted one.
 
-        Args:
-            shadow: also what the same tokens would have cost at this price, where the teacher
-                was free.
+        With `shadow` also what the same tokens would have cost at that price.
         """
-        accepted = len(self.kept)
 
         def per_accepted(amount: float) -> float | None:
-            return amount / accepted if accepted else None
+            return amount / len(self.kept) if self.kept else None
 
         row: dict[str, Any] = {
-            "seen": self.num_seen, "accepted": accepted, "usd": self.cost_usd,
+            "seen": self.num_seen, "accepted": len(self.kept), "usd": self.cost_usd,
             "usd_per_1000_accepted": per_accepted(1000 * self.cost_usd),
             "tokens": self.usage.total, "tokens_per_accepted": per_accepted(self.usage.total),
         }  # fmt: skip

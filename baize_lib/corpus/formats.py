@@ -7,7 +7,7 @@ A row says by its fields which layout it is in:
     {"conversation": [{"human": …, "assistant": …}]}     Firefly, XTuner
     {"instruction": …, "input": …, "output": …}          Alpaca, BELLE, Dolly (one turn)
     {"prompt": …, "response": …, "history": [[q, a]]}    one turn, or the last of several
-    {"data": [q, a, q, a]}  {"chat": {"turn_1": …}}      UltraChat, MOSS
+    {"data": [q, a, q, a]}                               UltraChat
     {"topic": …, "input": …}                             Baize's released corpus
 
 A file is JSON lines, a JSON list, printed objects or a table, perhaps packed (`seeds.records`).
@@ -16,7 +16,7 @@ What cannot be read is never passed over in silence: it is named with its file a
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from baize_lib.dialogue import (
     Message,
     check_language,
     parse_transcript,
-    render,
 )
 from baize_lib.files import write_jsonl
 from baize_lib.seeds.records import records
@@ -41,22 +40,15 @@ NO_USAGE = Usage()
 
 @dataclass(frozen=True, slots=True)
 class Collected(Dialogue):
-    """A dialogue with what its line of `self_chat.jsonl` knows; other files leave the defaults.
-
-    Attributes:
-        teacher: the model that said it, as it was asked for.
-        usage: tokens billed for it, all calls together; `cost_usd`: the same in USD.
-        cut_turns: turns (from 0) whose reply was cut by `max_tokens`.
-        repairs: what the parser had to mend in the transcript it came from.
-    """
+    """A dialogue with what its line of `self_chat.jsonl` knows; other files leave the defaults."""
 
     status: str = "ok"
     reason: str = ""
-    teacher: str = ""
-    usage: Usage = NO_USAGE
+    teacher: str = ""  # the model that said it, as it was asked for
+    usage: Usage = NO_USAGE  # all calls together
     cost_usd: float = 0.0
-    cut_turns: tuple[int, ...] = ()
-    repairs: tuple[str, ...] = ()
+    cut_turns: tuple[int, ...] = ()  # turns (from 0) whose reply was cut by `max_tokens`
+    repairs: tuple[str, ...] = ()  # what the parser had to mend in the transcript it came from
 
 
 def read_dialogues(
@@ -145,13 +137,11 @@ def dialogues_in(items: Iterable[Dialogue]) -> Iterator[Dialogue]:
     Raises:
         BaizeError: one is not.
     """
-    if isinstance(items, str | bytes | Dialogue | Mapping) or not isinstance(items, Iterable):
-        raise BaizeError(f"a list of dialogues is needed, not {items!r:.60}: see read_dialogues")
-    for number, item in enumerate(items, start=1):
+    for item in items if isinstance(items, Iterable) else [items]:
         if not isinstance(item, Dialogue):
             raise BaizeError(
-                f"item {number} is a {type(item).__name__}, not a Dialogue: read a file with "
-                "read_dialogues, or a row with from_chat"
+                f"{item!r:.60} is no dialogue: read a file with read_dialogues, or a row with "
+                "from_chat"
             )
         yield item
 
@@ -161,9 +151,8 @@ def dialogues_in(items: Iterable[Dialogue]) -> Iterator[Dialogue]:
 
 def _read_row(row: Any) -> Collected:
     if not isinstance(row, Mapping):
-        raise row if isinstance(row, ValueError) else ValueError(
-            f"a JSON object was expected, not {type(row).__name__}"
-        )  # fmt: skip
+        what = f"a JSON object was expected, not {type(row).__name__}"
+        raise row if isinstance(row, ValueError) else ValueError(what)
     status = str(row.get("status", "ok"))
     said, repairs = _said_in(row)
     system = next((row[k] for k in _SYSTEM if isinstance(row.get(k), str) and row[k].strip()), "")
@@ -200,7 +189,7 @@ _ROLES = {
 _PAIRS = (  # a question and its reply, in one row or in one turn of a row
     ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"),
     ("prompt", "response"), ("question", "answer"), ("query", "response"), ("human", "assistant"),
-    ("user", "assistant"), ("input", "target"), ("input", "output"), ("Human", "MOSS"),
+    ("user", "assistant"), ("input", "target"), ("input", "output"),
 )  # fmt: skip
 _Said = list[tuple[str, Any]]  # (role, content)
 
@@ -214,13 +203,7 @@ def _said_in(row: Mapping[str, Any]) -> tuple[_Said, tuple[str, ...]]:
         return [], ()
     if isinstance(row.get("data"), list):
         return [(("user", "assistant")[i % 2], text) for i, text in enumerate(row["data"])], ()
-    if isinstance(row.get("chat"), Mapping):
-        return [said for turn in row["chat"].values() for said in _one(turn, "chat")], ()
-    if isinstance(row.get("plain_text"), str):
-        spoken = re.findall(r"\[(Human|MOSS)\]:\s*(.*?)\s*<eo[ah]>", row["plain_text"], re.DOTALL)
-        return [("user" if who == "Human" else "assistant", text) for who, text in spoken], ()
-    pair = _pair_in(row)
-    if pair:
+    if pair := _pair_in(row):
         earlier = [said for q, a in row.get("history") or () for said in _turn(q, a)]
         return earlier + _with_input(row, *pair), ()
     if isinstance(row.get("input"), str) and "topic" in row:
@@ -262,7 +245,6 @@ def _turn(question: Any, reply: Any) -> _Said:
 
 
 _SPOKEN = re.compile(r"^(Human|Assistant)[:：][ \t]*", re.MULTILINE)
-_MOSS = re.compile(r"^\s*<\|\w+\|>:\s*|\s*<eo\w>\s*$")
 
 
 def _with_input(row: Mapping[str, Any], question: Any, reply: Any) -> _Said:
@@ -287,46 +269,19 @@ def _text(content: Any) -> str:
         content = "\n".join(part if isinstance(part, str) else part["text"] for part in content)
     if not isinstance(content, str):
         raise ValueError(f"a message's content is {type(content).__name__}, not text")
-    if "<eo" in content or content.startswith("<|"):
-        content = _MOSS.sub("", content)
     return content if content.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", content)
 
 
 # ---- Writing -------------------------------------------------------------------------------------
 
 
-def _origin(dialogue: Dialogue) -> dict[str, str]:
-    return {"id": dialogue.id, "seed": dialogue.seed, "source": dialogue.source}
-
-
-def _chat(dialogue: Dialogue) -> dict[str, Any]:
-    messages = [{"role": m.role, "content": m.content} for m in dialogue.messages]
-    return {"messages": messages, **_origin(dialogue)}
-
-
-def _sharegpt(dialogue: Dialogue) -> dict[str, Any]:
-    speaker = {"user": "human", "assistant": "gpt"}
-    said = [{"from": speaker.get(m.role, m.role), "value": m.content} for m in dialogue.messages]
-    return {"conversations": said, **_origin(dialogue)}
-
-
-_WRITERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {"chat": _chat, "sharegpt": _sharegpt}
-
-
-def write_dialogues(
-    path: Path | str, dialogues: Iterable[Dialogue], format: str = "chat", language: str = "en"
-) -> int:
-    """Write JSON lines, atomically, as "chat", "sharegpt" or "baize". Returns how many.
-
-    The first two keep id, seed and source. `language` is that of the header that records in
-    Baize's released format carry; their last tag dangles, as released.
-    """
-
-    def baize(dialogue: Dialogue) -> dict[str, Any]:
-        text = render(dialogue.messages, language=language)
-        return {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
-
-    writers = _WRITERS | {"baize": baize}
-    if format not in writers:
-        raise BaizeError(f"format {format!r} is not known: use one of {', '.join(writers)}")
-    return write_jsonl(path, map(writers[format], dialogues_in(dialogues)))
+def write_dialogues(path: Path | str, dialogues: Iterable[Dialogue]) -> int:
+    """Write chat messages with id, seed and source, a line each, atomically. Returns how many."""
+    rows = (
+        {
+            "messages": [{"role": m.role, "content": m.content} for m in dialogue.messages],
+            "id": dialogue.id, "seed": dialogue.seed, "source": dialogue.source,
+        }
+        for dialogue in dialogues_in(dialogues)
+    )  # fmt: skip
+    return write_jsonl(path, rows)

@@ -22,11 +22,16 @@ from baize_lib.text import content_words, near_duplicates, runs
 
 __all__ = ["asks_a_prompt", "split", "leakage", "export"]
 
+ALIKE = 0.7  # likeness from which two texts count as the same
+
 
 def split(
-    dialogues: Sequence[Dialogue], validation: float = 0.1, *, seed: int = 0,
-    near_duplicate: float | None = 0.7,
-) -> tuple[list[Dialogue], list[Dialogue]]:  # fmt: skip
+    dialogues: Sequence[Dialogue],
+    validation: float = 0.1,
+    *,
+    seed: int = 0,
+    are_distinct: bool = False,
+) -> tuple[list[Dialogue], list[Dialogue]]:
     """(train, validation), by the hash of each dialogue's seed; the same whatever their order.
 
     Dialogues of one seed, and near-duplicates, stay together. Two groups or more give at least one
@@ -35,7 +40,6 @@ def split(
     Args:
         validation: share of the dialogues to hold out, 0 to 1.
         seed: another number gives another split.
-        near_duplicate: likeness that keeps two together; None where there are none left.
 
     Raises:
         BaizeError: `validation` is not in [0, 1).
@@ -44,8 +48,7 @@ def split(
         raise BaizeError(f"validation={validation!r} is not a share: use at least 0, below 1")
     dialogues = list(dialogues_in(dialogues))
     keys = [text_hash(f"{seed}:{d.seed or opening(d)}") for d in dialogues]
-    alike = near_duplicates(map(opening, dialogues), near_duplicate) if near_duplicate else []
-    groups = _groups(keys, alike)
+    groups = _groups(keys, near_duplicates(map(opening, dialogues), ALIKE))
     quota = min(max(round(validation * len(keys)), 1), len(keys) - 1)
     held_out: set[int] = set()
     if validation and len(groups) > 1:
@@ -61,114 +64,99 @@ def split(
 
 def _groups(keys: list[str], alike: list[list[int]]) -> list[list[int]]:
     """Indices joined by equal keys or likeness, groups in the order of their smallest key."""
-    import numpy as np
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.cluster.hierarchy import DisjointSet
 
-    first: dict[str, int] = {}
-    pairs = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
-    pairs += [(one, other) for one, *others in alike for other in others]
-    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(keys), len(keys)))
-    joined = defaultdict(list)
-    for i, label in enumerate(connected_components(graph, directed=False)[1] if keys else ()):
-        joined[label].append(i)
-    return sorted(joined.values(), key=lambda group: min(keys[i] for i in group))
+    joined, first = DisjointSet(range(len(keys))), {}
+    for i, key in enumerate(keys):
+        joined.merge(first.setdefault(key, i), i)
+    for one, *others in alike:
+        for other in others:
+            joined.merge(one, other)
+    return sorted(map(sorted, joined.subsets()), key=lambda group: min(keys[i] for i in group))
 
 
 def leakage(
-    train: Iterable[Dialogue], validation: Iterable[Dialogue] = (), prompts: Iterable[str] = (),
-    *, near_duplicate: float = 0.7,
-) -> list[dict[str, Any]]:  # fmt: skip
+    train: Iterable[Dialogue], validation: Iterable[Dialogue] = (), prompts: Iterable[str] = ()
+) -> list[dict[str, str]]:
     """What training would give away: held-out dialogues and evaluation prompts that `train` holds.
 
     A row has where ("validation" or "prompt"), train_id, text (in train) and other (its double).
     Held-out dialogues are compared by the three-word runs of first question and reply, prompts
-    with every question as `prompt_matcher` does. Both are exact.
+    with every question as `asks_a_prompt` does. Both are exact.
     """
     held_out = [opening(dialogue) for dialogue in dialogues_in(validation)]
-    match_held_out = _matcher([runs(text, 3) for text in held_out], near_duplicate, _jaccard)
-    match_prompt = prompt_matcher(prompts)
+    find_held_out = matcher(held_out, lambda text: runs(text, 3), _jaccard)
+    find_prompt = prompt_matcher(prompts)
     rows = []
-
-    def leak(where: str, dialogue: Dialogue, text: str, other: str) -> None:
-        rows.append({"where": where, "train_id": dialogue.id, "text": text, "other": other})
-
     for dialogue in dialogues_in(train):
-        if found := match_held_out(runs(opening(dialogue), 3)):
-            leak("validation", dialogue, opening(dialogue), held_out[found[0]])
-        for question in dialogue.by("user"):
-            if match := match_prompt(question):
-                leak("prompt", dialogue, question, match[0])
+        found = [("validation", opening(dialogue), find_held_out(opening(dialogue)))]
+        found += [("prompt", asked, find_prompt(asked)) for asked in dialogue.by("user")]
+        rows += [
+            {"where": where, "train_id": dialogue.id, "text": text, "other": other[0]}
+            for where, text, other in found
+            if other
+        ]
     return rows
 
 
-def asks_a_prompt(prompts: Iterable[str], threshold: float = 0.7) -> Filter:
-    """A filter: some question of the dialogue repeats one of the evaluation prompts."""
-    match = prompt_matcher(prompts, threshold)
-    return lambda dialogue: any(map(match, dialogue.by("user")))
-
-
-def prompt_matcher(
-    prompts: Iterable[str], threshold: float = 0.7
-) -> Callable[[str], tuple[str, float] | None]:
-    """A function that says which prompt a text repeats, if any, and how closely (0 to 1).
+def asks_a_prompt(prompts: Iterable[str]) -> Filter:
+    """A filter: some question of the dialogue repeats one of the evaluation prompts.
 
     Compared are the sets of content words: their Jaccard similarity, or 1 where a text holds every
     content word of the prompt and at most as many others.
-
-    Raises:
-        BaizeError: `prompts` is one text, or `threshold` is not in (0, 1].
     """
-    if isinstance(prompts, str) or not 0 < threshold <= 1:
-        raise BaizeError(
-            f"prompts={prompts!r:.40}, threshold={threshold}: give a list, and above 0, at most 1"
-        )
-    prompts = list(prompts)
-    find = _matcher([_about(prompt) for prompt in prompts], threshold, _repeats)
-
-    def match(text: str) -> tuple[str, float] | None:
-        found = find(_about(text))
-        return (prompts[found[0]], found[1]) if found else None
-
-    return match
+    find = prompt_matcher(prompts)
+    return lambda dialogue: any(map(find, dialogue.by("user")))
 
 
-def _matcher(
-    sets: list[frozenset], threshold: float, likeness: Callable[[frozenset, frozenset], float]
-) -> Callable[[frozenset], tuple[int, float] | None]:
-    """A function from a set to (position, likeness) of the most alike of `sets`, if any is.
+Find = Callable[[str], tuple[str, float] | None]  # the text that is most alike, and how much
 
-    Exact and quick: a set of n members that is as alike as t to another shares t n of them with
-    it, so one at least of its rarest n - t n + 1; each is looked for under those (prefix
-    filtering, as in `text.near_duplicates`).
+
+def prompt_matcher(prompts: Iterable[str], threshold: float = ALIKE) -> Find:
+    """A function that says which prompt a text repeats, if any, and how closely (0 to 1)."""
+    if isinstance(prompts, str):
+        raise BaizeError(f"prompts={prompts!r:.40}: give a list of them")
+
+    def repeats(prompt: frozenset, said: frozenset) -> float:
+        holds = prompt <= said and len(said) <= 2 * len(prompt)
+        return 1.0 if holds else _jaccard(prompt, said)
+
+    def about(text: str) -> frozenset:
+        return content_words(text) or runs(text, 1)
+
+    return matcher(list(prompts), about, repeats, threshold)
+
+
+def matcher(
+    texts: list[str], parts: Callable[[str], frozenset],
+    likeness: Callable[[frozenset, frozenset], float], threshold: float = ALIKE,
+) -> Find:  # fmt: skip
+    """A function from a text to the one of `texts` whose parts are most alike, if any are enough.
+
+    Exact and quick: a set of n parts that is as alike as t to another shares t n of them with it,
+    so one at least of its rarest n - t n + 1; each is looked for under those (prefix filtering, as
+    in `text.near_duplicates`).
     """
-    commonness = Counter(member for members in sets for member in members)
+    sets = [parts(text) for text in texts]
+    commonness = Counter(part for each in sets for part in each)
     under: dict[Any, list[int]] = defaultdict(list)
-    for i, members in enumerate(sets):
-        rarest = sorted(members, key=lambda member: (commonness[member], member))
-        needed = ceil(threshold * len(members) - 1e-9)  # 0.8 of 5 is 4, whatever floats say
-        for member in rarest[: len(members) - needed + 1]:
-            under[member].append(i)
+    for i, each in enumerate(sets):
+        rarest = sorted(each, key=lambda part: (commonness[part], part))
+        needed = ceil(threshold * len(each) - 1e-9)  # 0.8 of 5 is 4, whatever floats say
+        for part in rarest[: len(each) - needed + 1]:
+            under[part].append(i)
 
-    def find(wanted: frozenset) -> tuple[int, float] | None:
-        near = {i for member in wanted if member in under for i in under[member]}
+    def find(text: str) -> tuple[str, float] | None:
+        wanted = parts(text)
+        near = {i for part in wanted if part in under for i in under[part]}
         value, i = max(((likeness(sets[i], wanted), -i) for i in near), default=(0.0, 0))
-        return (-i, value) if value >= threshold - 1e-9 else None
+        return (texts[-i], value) if value >= threshold - 1e-9 else None
 
     return find
 
 
-def _about(text: str) -> frozenset[str]:
-    return content_words(text) or frozenset(runs(text, 1))
-
-
 def _jaccard(one: frozenset, other: frozenset) -> float:
     return len(one & other) / len(one | other)
-
-
-def _repeats(prompt: frozenset, said: frozenset) -> float:
-    return 1.0 if prompt <= said and len(said) <= 2 * len(prompt) else _jaccard(prompt, said)
 
 
 def export(
@@ -190,14 +178,12 @@ def export(
     if not filtered.kept:
         raise BaizeError(_why_empty(filtered))
     folder = (run.path if isinstance(run, Run) else Path(run)) / "corpus"
-    alike = None if "near_duplicate" in filtered.dropped else 0.7  # dropped already
-    parts = split(filtered.kept, validation, seed=seed, near_duplicate=alike)
+    parts = split(filtered.kept, validation, seed=seed)
     files = {}
-    for name, part in zip(("train", "validation"), parts, strict=True):
-        path = folder / f"{name}.jsonl"
-        write_dialogues(path, part)
-        files[path.name] = {
-            "sha256": sha256_of(path), "dialogues": len(part),
+    for name, part in zip(("train.jsonl", "validation.jsonl"), parts, strict=True):
+        write_dialogues(folder / name, part)
+        files[name] = {
+            "sha256": sha256_of(folder / name), "dialogues": len(part),
             "turns": sum(dialogue.num_turns for dialogue in part),
         }  # fmt: skip
     hashes = "".join(file["sha256"] for file in files.values())

@@ -23,20 +23,13 @@ __all__ = ["statistics", "beside_published"]
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts over a set of dialogues; keys of the dicts are roles.
-
-    Attributes:
-        turns: number of turns -> dialogues with that many.
-        lengths: role -> words of each message.
-        vocabulary: word -> times used.
-        openings: role -> (first two words -> messages that begin so).
-    """
+    """Counts over a set of dialogues."""
 
     num_dialogues: int = 0
-    turns: Counter = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(default_factory=dict)
-    vocabulary: Counter = field(default_factory=Counter)
-    openings: dict[str, Counter] = field(default_factory=dict)
+    turns: Counter[int] = field(default_factory=Counter)  # dialogues with that many
+    lengths: dict[str, list[int]] = field(default_factory=dict)  # role -> words of each message
+    vocabulary: Counter[str] = field(default_factory=Counter)  # word -> times used
+    openings: dict[str, Counter[str]] = field(default_factory=dict)  # role -> its first two words
 
     @property
     def mean_turns(self) -> float:
