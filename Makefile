@@ -50,7 +50,6 @@ lab: $(READY)
 
 render: $(READY)
 	@$(BIN)/baize render
-	@$(BIN)/python .ci/chinese.py write
 
 demo: $(READY)
 	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) -e '.[demo]'

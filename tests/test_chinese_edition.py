@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from baize_lib.course import runner
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 ENGLISH = [*sorted(FOLDER.glob("[0-9]*.ipynb")), *sorted(FOLDER.glob("bonus/[0-9]*.ipynb"))]
@@ -231,6 +233,24 @@ def test_an_output_or_a_line_of_code_that_differs_is_named_until_it_is_written(c
         assert len(check(copy)) == 1 and "00_start_here, cell 4" in check(copy)[0]
         write(copy)
         assert check(copy) == []
+
+
+def test_a_render_writes_the_chinese_edition_too(copy, monkeypatch):
+    def executed(paths, out, run):
+        out.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copy(path, out)
+            change(out / path.name, 4, outputs=[])
+
+    monkeypatch.setenv("BAIZE_RUNS", str(copy / "runs"))
+    monkeypatch.setenv("BAIZE_RUN", "")
+    monkeypatch.setenv("BAIZE_FIGURES", "")
+    monkeypatch.setattr(runner, "ROOT", copy)
+    monkeypatch.setattr(runner, "COURSE", copy / "notebooks")
+    monkeypatch.setattr(runner, "_run_all", executed)
+    runner.render_course(["00"])
+    assert cells(copy / "notebooks/zh" / FIRST)[4]["outputs"] == []
+    assert check(copy) == []
 
 
 def test_a_new_english_cell_waits_for_its_chinese_one(copy):

@@ -2,8 +2,8 @@
 
 `baize run` leaves executed notebooks and `index.html` under `runs/course/`; `baize run --bonus`
 runs the longer experiments of `notebooks/bonus/` on the files of that run; `baize render` runs the
-course from an empty run and writes the outputs into `notebooks/` and `figures/`. What a run has
-paid for or computed stays in `runs/<name>/`, so a second run reuses it.
+course from an empty run and writes the outputs into `notebooks/` (in both languages) and
+`figures/`. What a run has paid for or computed stays in `runs/<name>/`, so a second run reuses it.
 """
 
 import base64
@@ -12,6 +12,8 @@ import html
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,4 +196,5 @@ def render_course(only: Sequence[str] = ()) -> None:
     for picture in sorted((out / "figures").glob("*.png")):
         if picture.stem[:2] in rendered:
             write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
+    subprocess.run([sys.executable, ROOT / ".ci" / "chinese.py", "write"], check=True)
     print(write_receipt(run, out, time.time() - begun))
