@@ -89,11 +89,11 @@ class BatchTeacher(Teacher):
         sheet.lines.write(json.dumps(row).encode() + b"\n")
 
     def _sheet(self) -> _Sheet:
-        full = [s.num_rows >= MOST_ROWS or s.lines.tell() > MOST_BYTES for s in self._sheets]
-        if all(full):
-            self._sheets.append(_Sheet())
-        self._sheets[-1].num_rows += 1
-        return self._sheets[-1]
+        last = self._sheets[-1] if self._sheets else None
+        if not last or last.num_rows >= MOST_ROWS or last.lines.tell() > MOST_BYTES:
+            self._sheets.append(last := _Sheet())
+        last.num_rows += 1
+        return last
 
     async def next_round(self) -> bool:
         """Send what is wanted, wait for every batch under way, and take in what they answer.
@@ -123,11 +123,8 @@ class BatchTeacher(Teacher):
         sheet.lines.seek(0)
         content = b"".join(line for line in sheet.lines if _key_of(json.loads(line)) in keys)
         if content:
-            name = f"baize-{sheet.tag}.jsonl"
-            uploaded = await self.request(
-                lambda client: client.files.create(file=(name, content), purpose="batch"),
-                repeatable=True,
-            )
+            file = f"baize-{sheet.tag}.jsonl", content
+            uploaded = await self.request("files.create", file=file, purpose="batch")
             self.calls.note_batch(sheet.tag, "uploaded", uploaded.id)
 
     async def _submit(self, row: Mapping[str, Any]) -> str:
@@ -135,14 +132,12 @@ class BatchTeacher(Teacher):
         if row["step"] == "submitted":
             return row["name"]
         mark = {"baize_tag": row["tag"]}
-        page = await self.request(lambda client: client.batches.list(limit=100), repeatable=True)
+        page = await self.request("batches.list", limit=100)
         found = next((batch for batch in page.data if batch.metadata == mark), None)
         batch = found or await self.request(
-            lambda client: client.batches.create(
-                input_file_id=row["file"], endpoint=ENDPOINT, completion_window="24h", metadata=mark
-            ),
-            repeatable=False,
-        )
+            "batches.create", input_file_id=row["file"], endpoint=ENDPOINT,
+            completion_window="24h", metadata=mark, repeatable=False,
+        )  # fmt: skip
         self.calls.note_batch(row["tag"], "submitted", row["file"], batch.id)
         return batch.id
 
@@ -164,7 +159,7 @@ class BatchTeacher(Teacher):
 
     async def _retrieve(self, name: str) -> Any:
         try:
-            return await self.request(lambda client: client.batches.retrieve(name), repeatable=True)
+            return await self.request("batches.retrieve", name)
         except TeacherError as error:
             if error.kind != "404":
                 raise
@@ -175,9 +170,7 @@ class BatchTeacher(Teacher):
         """Put every row's outcome into the table, once, and forget the batch."""
         outcomes: dict[str, dict[str, Any]] = {}
         for name in filter(None, (batch.output_file_id, batch.error_file_id)):
-            content = await self.request(
-                lambda client, name=name: client.files.content(name), repeatable=True
-            )
+            content = await self.request("files.content", name)
             lines = (json.loads(line) for line in content.content.splitlines() if line.strip())
             outcomes |= {_key_of(line): line for line in lines}
         rows, given_up = self.calls.query(ROWS_OF, tag), batch.status in ("cancelled", "failed")
@@ -221,12 +214,12 @@ def _read(row: Mapping[str, Any] | None) -> Reply | Failure:
     """What became of a row: an answer, or a failure that may be worth another try."""
     if row is None:
         return Failure("missing", "the batch ended without this row", retry=True)
-    response, error = row.get("response"), row.get("error") or {}
-    if not response:
+    if not (response := row.get("response")):
+        error = row.get("error") or {}
         text = str(error.get("message") or "no reason given")
         return Failure(str(error.get("code")), text, retry=True)
     status, body = response.get("status_code") or 500, response.get("body") or {}
     if status != 200:
-        return read_refusal(status, body.get("error") or body, {})
+        return read_refusal(status, body, {})
     _, asked, most = row["custom_id"].split(".")
     return read_answer(json.dumps(body).encode(), Usage(int(asked), 0, int(most)))

@@ -165,6 +165,7 @@ class Calls:
     def _connect(self) -> sqlite3.Connection:
         where = ":memory:" if self.path is None else self.path
         connection = sqlite3.connect(where, check_same_thread=False, isolation_level="DEFERRED")
+        connection.row_factory = sqlite3.Row
         if self.path:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -187,11 +188,11 @@ class Calls:
             waiting = table.execute(
                 "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
             ).fetchall()
-            owed = table.execute(
+            owed = tuple(table.execute(
                 "SELECT coalesce(sum(owed), 0), coalesce(sum(owed) FILTER"
                 " (WHERE state = 'doubtful'), 0), coalesce(sum(tokens), 0)"
                 " FROM bill WHERE state != 'begun'"
-            ).fetchone()
+            ).fetchone())  # fmt: skip
         self._numbers = itertools.count(last + 1)
         self.budget.take_over(*(new - old for new, old in zip(owed, self._known, strict=True)))
         self._known = owed
@@ -341,9 +342,7 @@ class Calls:
         """
         with self.held():
             self._flush()
-            found = self._read(sql, *values)
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, row, strict=True)) for row in found]
+            return [dict(row) for row in self._read(sql, *values)]
 
     def claim(self, purpose: str, now: Mapping[str, Any]) -> None:
         """Tie the table to settings (flat name -> value) on first use; refuse others later.

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -332,16 +333,15 @@ class Teacher:
         text = failure.text.replace(self._key.get_secret_value(), "[key]")
         return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
 
-    async def request(self, ask: Callable[[Any], Awaitable[Any]], *, repeatable: bool) -> Any:
-        """Make another request of the API, `lambda client: client.batches.list()`, say.
+    async def request(self, method: str, *args: Any, repeatable: bool = True, **fields: Any) -> Any:
+        """Another request of the API: `request("batches.retrieve", id)`.
 
         Tried again as a chat is; unless `repeatable` only if the first try failed for certain.
         """
 
         async def attempt() -> Any:
-            outcome = await self._exchange(ask)
-            if isinstance(outcome, Failure):
-                self.errors[outcome.kind] += 1
+            outcome = await self._exchange(lambda c: attrgetter(method)(c)(*args, **fields))
+            self.errors.update([outcome.kind] if isinstance(outcome, Failure) else [])
             return outcome
 
         return await self._persist(attempt, repeatable=repeatable)

@@ -2,11 +2,10 @@
 
 Every step writes one token of each answer under way ("continuous batching"), and what a prompt has
 in common with an earlier one is not read again: on a CPU with AVX-512 or AMX that is several times
-faster than llama.cpp, which serves where OpenVINO has no wheel.
+faster than llama.cpp.
 
-    address, key = serve_openvino(Path("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"))
+    address, key = serve_openvino(Path("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"), 48, 2048)
     client = openai.OpenAI(base_url=address, api_key=key)
-    client.chat.completions.create(model="local", messages=[{"role": "user", "content": "Hello"}])
 """
 
 import asyncio
@@ -24,21 +23,20 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
-__all__ = ["serve_openvino"]
+__all__: list[str] = []
 
 
-def serve_openvino(model_file: Path, *, slots: int = 48, context: int = 2048) -> tuple[str, str]:
-    """Serve the GGUF file `model_file` until this process ends; gives (address, key).
+def serve_openvino(model_file: Path, slots: int, context: int) -> tuple[str, str]:
+    """Serve a GGUF file until this process ends; gives (address, key).
 
-    Args:
-        slots: answers written at the same time; more requests wait.
-        context: tokens a prompt and its answer may have together.
+    `slots` answers are written at the same time, and more requests wait; `context` is the tokens a
+    prompt and its answer may have together.
     """
     engine = _Engine(model_file, slots, context)
     key = secrets.token_urlsafe(24)
     threading.Thread(target=engine.work, daemon=True).start()
     atexit.register(engine.stop)
-    return serve_api(engine.answer, [engine.name], key=key), key
+    return serve_api(engine.answer, [model_file.stem], key=key), key
 
 
 class _Engine:
@@ -54,8 +52,7 @@ class _Engine:
             self.pipeline = genai.ContinuousBatchingPipeline(str(model_file), plan, "CPU", {}, {})
         except RuntimeError as error:
             raise BaizeError(f"OpenVINO can't read {model_file}; use llama.cpp: {error}") from error
-        self.tokenizer = self.pipeline.get_tokenizer()
-        self.name, self.context = model_file.stem, context
+        self.tokenizer, self.context = self.pipeline.get_tokenizer(), context
         self.inbox: queue.Queue[tuple | None] = queue.Queue()
         self.ended = threading.Event()
 

@@ -2,32 +2,29 @@
 
 An engine is a function that takes a request and yields (text, state) until its answer is whole:
 
-    async def parrot(asked: ChatRequest) -> AsyncIterator[Piece]:
+    async def parrot(asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
         yield asked.messages[-1].text, Written("stop", read=1, written=1)
 
     client = openai.OpenAI(base_url=serve_api(parrot, ["parrot"]), api_key="none")
 """
 
-import asyncio
 import hmac
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from baize_lib.config import BaizeError
 
 __all__ = ["ChatRequest", "Written", "serve_api"]
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """How far an answer is: why it ended ("stop" or "length"), tokens read and written so far."""
 
     finish_reason: str
@@ -61,7 +58,9 @@ class ChatRequest(BaseModel, extra="forbid"):
     temperature: float = Field(1, ge=0, le=2)
     top_p: float = Field(1, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: list[str] = []
+    stop: Annotated[
+        list[str], BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
+    ] = []
     repeat_penalty: float = Field(1, gt=0, le=2)
     n: Literal[1] = 1
     stream: bool = False
@@ -70,13 +69,10 @@ class ChatRequest(BaseModel, extra="forbid"):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, body: Any) -> Any:
-        """A field that is null was not sent; one stop is a list of one."""
-        if isinstance(body, dict):
-            body = {name: value for name, value in body.items() if value is not None}
-            if isinstance(body.get("stop"), str):
-                body["stop"] = [body["stop"]]
-        return body
+    def _without_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None}
 
     @property
     def most(self) -> int | None:
@@ -84,13 +80,13 @@ class ChatRequest(BaseModel, extra="forbid"):
         return self.max_completion_tokens or self.max_tokens
 
 
-Piece = tuple[str, Written]
-Engine = Callable[[ChatRequest], AsyncIterator[Piece]]
+Pieces = AsyncIterator[tuple[str, Written]]
 
 
 def serve_api(
-    engine: Engine, models: Sequence[str], *, host: str = "127.0.0.1", port: int = 0, key: str = ""
-) -> str:
+    engine: Callable[[ChatRequest], Pieces], models: Sequence[str], *, host: str = "127.0.0.1",
+    port: int = 0, key: str = "",
+) -> str:  # fmt: skip
     """Serve from a thread of this process until it ends; returns the address that clients need.
 
     Args:
@@ -102,25 +98,28 @@ def serve_api(
     Raises:
         BaizeError: the port is in use, or an address that others can reach has no key.
     """
-    if host not in ("127.0.0.1", "localhost", "::1") and not key:
+    from aiohttp import web
+
+    if host not in ("127.0.0.1", "localhost") and not key:
         raise BaizeError(f"host={host!r} lets other machines in: give a key that they must send")
-    began: Future[int] = Future()
-    if not 0 <= port < 1 << 16:
-        raise BaizeError(f"port {port} is none: choose one from 1 to 65535, or 0 for a free one")
-    work = _serve(engine, models, host, port, key, began)
-    threading.Thread(target=asyncio.run, args=(work,), daemon=True).start()
     try:
-        return f"http://{host}:{began.result(timeout=60)}/v1"
-    except OSError as error:
+        listening = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
         raise BaizeError(
-            f"port {port} of {host} cannot be used ({error.strerror}): choose another, or port=0 "
-            "for a free one"
+            f"port {port} of {host} cannot be used ({error}): choose another, or port=0 for a free "
+            "one"
         ) from error
+    server = threading.Thread(
+        target=web.run_app, args=(_app(engine, models, key),), daemon=True,
+        # when a client goes away, its answer is not written to its end
+        kwargs={"sock": listening, "handler_cancellation": True, "handle_signals": False,
+                "access_log": None, "print": None},
+    )  # fmt: skip
+    server.start()
+    return f"http://{host}:{listening.getsockname()[1]}/v1"
 
 
-async def _serve(
-    engine: Engine, models: Sequence[str], host: str, port: int, key: str, began: "Future[int]"
-) -> None:
+def _app(engine: Callable[[ChatRequest], Pieces], models: Sequence[str], key: str) -> Any:
     from aiohttp import web
 
     @web.middleware
@@ -138,7 +137,7 @@ async def _serve(
             first = error.errors()[0]
             return _refuse(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
         except LookupError as error:
-            return _refuse(404, str(error), "model_not_found")
+            return _refuse(404, str(error))
         except (ValueError, BaizeError) as error:
             return _refuse(400, f"bad request: {error}")
         except RuntimeError as error:
@@ -150,27 +149,17 @@ async def _serve(
 
     app = web.Application(middlewares=[guard], client_max_size=8 << 20)
     app.add_routes([web.post("/v1/chat/completions", complete), web.get("/v1/models", names)])
-    # handler_cancellation: when a client goes away, its answer is not written to its end.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    try:
-        await runner.setup()
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        began.set_exception(error)
-    else:
-        began.set_result(runner.addresses[0][1])
-        await asyncio.Event().wait()
+    return app
 
 
-def _refuse(status: int, text: str, code: str | None = None) -> Any:
+def _refuse(status: int, text: str) -> Any:
     from aiohttp import web
 
     kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": text, "type": kind, "code": code}
-    return web.json_response({"error": error}, status=status)
+    return web.json_response({"error": {"message": text, "type": kind}}, status=status)
 
 
-async def _answer(request: Any, asked: ChatRequest, pieces: AsyncIterator[Piece]) -> Any:
+async def _answer(request: Any, asked: ChatRequest, pieces: Pieces) -> Any:
     """Send an answer whole, or as the server-sent events of a client that wants to stream."""
     from aiohttp import web
 
