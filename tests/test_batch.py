@@ -6,8 +6,10 @@ import itertools
 import pytest
 from kill_run import question_of, seeds_of
 from stub_server import BAD_KEY, StubServer
+from typer.testing import CliRunner
 
 from baize_lib.config import BaizeError
+from baize_lib.course.cli import app
 from baize_lib.files import read_jsonl
 from baize_lib.selfchat.bill import bill_by_role_and_turn
 from baize_lib.selfchat.collect import collect
@@ -95,6 +97,22 @@ def test_every_strategy_goes_through_it_at_the_batch_price(stub, tmp_path, strat
         for name in "bo"
     ]
     assert same[0] == same[1]  # as online, at half the price
+
+
+def test_the_command_collects_through_a_batch(stub, tmp_path, monkeypatch):
+    stub.batch_polls = 1
+    settings = {
+        "OPENAI_BASE_URL": stub.url, "OPENAI_API_KEY": "sk-test", "BAIZE_RUNS": str(tmp_path),
+        "BAIZE_TIER": "ci", "BAIZE_TEACHER": "stub", "BAIZE_TEACHER_PRICE": "1/2",
+        "BAIZE_RUN": "mine",
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "q.txt").write_text("Why do cats purr when they sleep?\n", encoding="utf-8")
+    told = CliRunner().invoke(app, ["collect", str(tmp_path / "q.txt"), "--batch"])
+    assert told.exit_code == 0, told.output
+    assert len(list(read_jsonl(tmp_path / "mine" / "self_chat.jsonl"))) == 1
+    assert stub.answered > 0 and stub.calls["POST /chat"] == 0
 
 
 def test_what_a_batch_answered_is_found_by_a_teacher_online_too(stub, tmp_path):

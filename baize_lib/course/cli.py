@@ -32,6 +32,7 @@ from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.models.base import load_base
 from baize_lib.seeds.clean import load_seeds, mix
 from baize_lib.selfchat.collect import collect
+from baize_lib.teacher.batch import BatchTeacher
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.local import teacher_for
 from baize_lib.teacher.meter import CostMeter
@@ -109,17 +110,21 @@ def render_notebooks(notebooks: Notebooks = None, tier: TierName = None) -> None
 def collect_dialogues(
     seeds: Annotated[str | None, typer.Argument(help="a set, file or folder of questions")] = None,
     num: Annotated[int | None, typer.Option(min=1, help="so many of them")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="at half price, within a day")] = False,
     tier: TierName = None, teacher: Teacher = None, name: RunName = None,
 ) -> None:  # fmt: skip
     """Let the teacher chat with itself about each question; run it again to go on."""
     now, run = _begin()
     asked = list(load_seeds(seeds, num) if seeds else mix(now.seed_mix, num or now.num_seeds))
 
+    calls = Calls(run.calls_file, now.budget_usd)
+    if batch:
+        answering = BatchTeacher(now.teacher, price=now.price, calls=calls)
+    else:
+        answering = teacher_for(now.teacher, price=now.price, max_calls=now.max_calls, calls=calls)
+
     async def job() -> object:
-        async with teacher_for(
-            now.teacher, price=now.price, max_calls=now.max_calls,
-            calls=Calls(run.calls_file, now.budget_usd),
-        ) as who:  # fmt: skip
+        async with answering as who:
             with CostMeter(who.budget, target=len(asked)) as meter:
                 return await collect(asked, who, now.selfchat, run.self_chat, meter=meter)
 

@@ -22,22 +22,16 @@ class Pace:
 
     async def enter(self) -> int:
         """Wait for a place; gives the number of the present spell, to hand back afterwards."""
-        if self.in_flight < int(self.limit):
-            self.in_flight += 1
-        else:
-            place = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self.leave()
-                raise
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._admit()
         try:
+            await place
             while (wait := self._resume_at - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
         except asyncio.CancelledError:
-            self.leave()
+            if place.done() and not place.cancelled():
+                self.leave()
             raise
         return self.spells
 
