@@ -231,7 +231,7 @@ def test_any_title_survives_the_dump_and_back(tmp_path_factory, titles):
     rows = [post(i, title) for i, title in enumerate(titles)]
     (folder / "Posts.xml").write_text(posts_xml(*rows), encoding="utf-8")
     tally = Seeds()
-    read = [seed.text for _, seed in sources.read_source(str(folder / "Posts.xml"), tally)]
+    read = [seed.text for seed in sources.read_source(str(folder / "Posts.xml"), tally)]
     assert read == titles
     assert not tally.problems
 
@@ -289,7 +289,7 @@ def test_a_table_without_a_question_column_says_which_it_has(tmp_path):
         load_seeds(tmp_path / "q.csv")
 
 
-def test_broken_lines_of_jsonl_and_broken_bytes_of_text_are_named_by_line(tmp_path):
+def test_broken_lines_of_jsonl_are_named_and_broken_bytes_of_text_are_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         '{"question": "Why is the sky blue?"}\n\n{"question": "Why\n[1]\n{"text": 5}\n'
         '{"id": "k", "title": "Is water wet, really?", "source": "mine"}\n{"x": 1}\n'
@@ -299,12 +299,13 @@ def test_broken_lines_of_jsonl_and_broken_bytes_of_text_are_named_by_line(tmp_pa
     assert list(seeds) == [
         Seed("a-1", "Why is the sky blue?", "a"), Seed("k", "Is water wet, really?", "mine"),
     ]  # fmt: skip
-    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in seeds.problems] == list("34578")
+    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in seeds.problems] == list("3457")
+    assert seeds.dropped == {"unreadable": 4, "broken characters": 1}
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfWhy is it so?\n\nWhat is \xff\xfe this?\nWho?\n")
     seeds = load_seeds(tmp_path / "b.txt")
     assert texts(seeds) == ["Why is it so?"]
     assert seeds.dropped == {"broken characters": 1, "too short (under 3 words)": 1}
-    assert seeds.problems[0].startswith(f"{tmp_path / 'b.txt'}:3: ")
+    assert "\ufffd" in seeds.examples["broken characters"]
 
 
 def test_a_damaged_archive_is_reported_and_the_others_are_read(tmp_path):

@@ -15,12 +15,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from hashlib import blake2b
 from itertools import accumulate, islice
 from pathlib import Path
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
+from baize_lib.files import text_hash
 from baize_lib.seeds.readers import read_source
 from baize_lib.seeds.seed import CHINESE, Seed, Seeds, as_seeds
 from baize_lib.text import language_of, near_duplicates, words
@@ -56,13 +56,10 @@ def load_seeds(
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise BaizeError(f"limit={limit!r}: ask for at least one seed, or leave the limit out")
-    kept = Seeds()
-    if isinstance(source, str | Path):
-        language = language or ("zh" if source in CHINESE else "en")
-        rows = read_source(str(source), kept, column)
-    else:
-        rows = ((seed.id, seed) for seed in as_seeds(source))
-    with closing(_keep(rows, language or "en", kept)) as stream:
+    kept, language = Seeds(), language or ("zh" if source in CHINESE else "en")
+    is_name = isinstance(source, str | Path)
+    raw = read_source(str(source), kept, column) if is_name else as_seeds(source)
+    with closing(_keep(raw, language, kept)) as stream:
         kept.extend(islice(stream, limit))
     if not kept and set(kept.dropped) <= {"unreadable"}:
         first = f" ({kept.problems[0]})" if kept.problems else ""
@@ -77,7 +74,7 @@ def clean(seeds: Iterable[Seed | str], *, language: str = "en", near: float | No
     """Keep the seeds that pass every rule in `RULES`, the first of each exact duplicate, and with
     `near` the first of each group of near-duplicates (see `load_seeds`)."""
     kept = Seeds()
-    kept.extend(_keep(((seed.id, seed) for seed in as_seeds(seeds)), language, kept))
+    kept.extend(_keep(as_seeds(seeds), language, kept))
     return _finished(kept, near)
 
 
@@ -145,11 +142,6 @@ def _num_words(text: str) -> int:
     return len(said) - sum("\u3040" <= word <= "\u9fff" for word in said) // 3
 
 
-def _in_other_language(text: str, language: str) -> bool:
-    """A terse line of technical terms is in no language for sure, and stays."""
-    return language_of(text) not in ("", language)
-
-
 # reason -> (text, language) -> bool: drop it?
 RULES: dict[str, Callable[[str, str], bool]] = {
     "broken characters": lambda text, _: bool(_BROKEN.search(text)),
@@ -158,33 +150,33 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "markup": lambda text, _: bool(_MARKUP.search(text)),
     "a link": lambda text, _: "http://" in text or "https://" in text,
     "reads like an answer": lambda text, _: not _ASKS.search(text) and bool(_ANSWER.match(text)),
-    "another language": _in_other_language,
+    # a terse line of technical terms is in no language for sure, and stays
+    "another language": lambda text, language: language_of(text) not in ("", language),
 }
 
 
-def _keep(rows: Iterable[tuple[str, Seed]], language: str, tally: Seeds) -> Iterator[Seed]:
-    """(place, raw seed) -> the tidied seeds that pass all rules; those dropped go to `tally`.
+def _keep(seeds: Iterable[Seed], language: str, tally: Seeds) -> Iterator[Seed]:
+    """The seeds that pass all rules, tidied; those dropped go to `tally`.
 
     Of what was kept only fingerprints stay in memory.
     """
     check_language(language)
-    texts: set[bytes] = set()
-    for place, raw in rows:
-        text = " ".join(_INVISIBLE.sub("", raw.text).split())
-        mark = _fingerprint(text)
+    known: set[str] = set()
+    for seed in seeds:
+        text = " ".join(_INVISIBLE.sub("", seed.text).split())
         reason = next((why for why, drops in RULES.items() if drops(text, language)), None)
-        reason = reason or ("exact duplicate" if mark in texts else None)
+        if not reason and (mark := _fingerprint(text)) in known:
+            reason = "exact duplicate"
         if reason:
-            tally.drop(reason, text, place if reason == "broken characters" else "")
-            continue
-        texts.add(mark)
-        yield replace(raw, text=text)
+            tally.drop(reason, text)
+        else:
+            known.add(mark)
+            yield replace(seed, text=text)
 
 
-def _fingerprint(text: str) -> bytes:
-    """Eight bytes, equal for texts that are equal but for case, spaces and the mark at the end."""
-    plain = " ".join(text.casefold().split()).rstrip("?!. ？！。")
-    return blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
+def _fingerprint(text: str) -> str:
+    """Equal for texts that are equal but for case, spaces and the mark at the end."""
+    return text_hash(" ".join(text.casefold().split()).rstrip("?!. ？！。"))
 
 
 def _finished(seeds: Seeds, near: float | None = None) -> Seeds:
@@ -197,6 +189,6 @@ def _finished(seeds: Seeds, near: float | None = None) -> Seeds:
     taken: set[str] = set()
     for i, seed in enumerate(seeds):
         if seed.id in taken:
-            seeds[i] = replace(seed, id=f"{seed.id}-{_fingerprint(seed.text).hex()}")
+            seeds[i] = replace(seed, id=f"{seed.id}-{_fingerprint(seed.text)}")
         taken.add(seed.id)
     return seeds

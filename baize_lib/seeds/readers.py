@@ -4,7 +4,7 @@
 its broken part, whose place (file and line) is written down.
 
     seeds = Seeds()
-    for place, seed in read_source("Posts.xml", seeds): ...
+    for seed in read_source("Posts.xml", seeds): ...
     seeds.problems     # ['Posts.xml:18223: not well-formed (invalid token): …']
 """
 
@@ -33,11 +33,10 @@ MIRRORS: dict[str, dict[str, Any]] = {
     "medquad": {"path": "lavita/MedQuAD"},
 }  # fmt: skip
 ENDINGS = (".xml", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_Rows = Iterator[tuple[str, Seed]]
 
 
-def read_source(source: str, tally: Seeds, column: str | None = None) -> _Rows:
-    """Yield (place, seed as published) for every question; the sources are `load_seeds`'s.
+def read_source(source: str, tally: Seeds, column: str | None = None) -> Iterator[Seed]:
+    """Yield the seed as published of every question; the sources are `load_seeds`'s.
 
     Raises:
         BaizeError: there is no such source, or its kind is not known.
@@ -56,7 +55,7 @@ def read_source(source: str, tally: Seeds, column: str | None = None) -> _Rows:
         )
 
 
-def _read_path(path: Path, tally: Seeds, column: str | None) -> _Rows:
+def _read_path(path: Path, tally: Seeds, column: str | None) -> Iterator[Seed]:
     for place, opened in _files(path, tally):
         name = Path(place.removesuffix(".gz").rpartition("!")[2])
         try:
@@ -108,7 +107,7 @@ _QUESTIONS = ("question", "text", "title", "prompt", "instruction", "query")
 
 def _from_records(
     rows: Iterator[tuple[str, Any]], source: str, tally: Seeds, column: str | None
-) -> _Rows:
+) -> Iterator[Seed]:
     """The seeds of records: texts, rows with a question, pages of the Stack Exchange API."""
     for number, (place, row) in enumerate(rows, start=1):
         if isinstance(row, Mapping) and isinstance(row.get("items"), list):
@@ -129,7 +128,7 @@ def _from_records(
 
 def _from_row(
     fields: dict[str, Any], own: str, place: str, source: str, tally: Seeds, column: str | None
-) -> _Rows:
+) -> Iterator[Seed]:
     """The one or two seeds in a record, called `own`."""
     if str(fields.get("posttypeid", 1)) != "1":
         tally.drop("a post that is not a question")
@@ -145,12 +144,12 @@ def _from_row(
             tally.broken(place, f"{name} is missing or not a text")
         elif "question_id" in fields and name == "title":  # the API's titles are HTML
             named = f"stackexchange-{fields['question_id']}"
-            yield place, Seed(named, html.unescape(text), "stackexchange")
+            yield Seed(named, html.unescape(text), "stackexchange")
         else:
             of_pair = str(fields.get(f"qid{k}") or f"{own}-{k}")
             named = of_pair if len(columns) == 2 else own
             named = f"{source}-{named}" if named[:1].isdigit() else named
-            yield place, Seed(named, text, str(fields.get("source") or source))
+            yield Seed(named, text, str(fields.get("source") or source))
 
 
 # ---- Stack Exchange and MedQuAD (Ben Abacha & Demner-Fushman 2019, CC BY 4.0) --------------------
@@ -159,7 +158,7 @@ _ROW = re.compile(r"<row\s[^<]*")  # "<" cannot stand inside an attribute
 _IS_QUESTION = re.compile(r"""PostTypeId\s*=\s*["']1["']""")
 
 
-def _read_xml(file: IO[bytes], place: str, tally: Seeds, attribute: str) -> _Rows:
+def _read_xml(file: IO[bytes], place: str, tally: Seeds, attribute: str) -> Iterator[Seed]:
     """A Stack Exchange dump if the first element says so, otherwise MedQuAD."""
     root = re.search(rb"<\s*([A-Za-z]\w*)", file.read(4096))
     file.seek(0)
@@ -173,7 +172,7 @@ def _read_xml(file: IO[bytes], place: str, tally: Seeds, attribute: str) -> _Row
             yield from _read_posts(line, f"{place}:{number}", tally, attribute)
 
 
-def _read_posts(line: str, place: str, tally: Seeds, attribute: str) -> _Rows:
+def _read_posts(line: str, place: str, tally: Seeds, attribute: str) -> Iterator[Seed]:
     """The questions of a line `<row Id="4" PostTypeId="1" Title="…" Body="…" />`.
 
     Only questions are parsed, each by itself: one torn row cannot hide those after it, and
@@ -189,12 +188,12 @@ def _read_posts(line: str, place: str, tally: Seeds, attribute: str) -> _Rows:
             tally.broken(place, error)
             continue
         if text := post.get(attribute):
-            yield place, Seed(f"stackexchange-{post.get('Id')}", text, "stackexchange")
+            yield Seed(f"stackexchange-{post.get('Id')}", text, "stackexchange")
         else:
             tally.broken(place, f"a question without a {attribute}")
 
 
-def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> _Rows:
+def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> Iterator[Seed]:
     """One document; the questions before a fault in it are kept."""
     publisher = ""
     try:
@@ -202,7 +201,7 @@ def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> _Rows:
             publisher = publisher or element.get("source", "")
             if event == "end" and element.tag == "Question":
                 name = f"medquad-{publisher}-{element.get('qid', '')}"
-                yield from _mend_medquad(place, Seed(name, element.text or "", "medquad"), tally)
+                yield from _mend_medquad(Seed(name, element.text or "", "medquad"), tally)
             elif event == "end":
                 element.clear()
     except ElementTree.ParseError as error:
@@ -215,7 +214,7 @@ _LEAFLET = re.compile(
 )
 
 
-def _mend_medquad(place: str, seed: Seed, tally: Seeds) -> _Rows:
+def _mend_medquad(seed: Seed, tally: Seeds) -> Iterator[Seed]:
     """MedQuAD's questions were made from templates ("What is (are) {Focus} ?"): mend what reads
     badly, drop what a missing subject or a leaflet's title in place of a disease has spoilt."""
     if _HOLE.search(seed.text):
@@ -224,33 +223,31 @@ def _mend_medquad(place: str, seed: Seed, tally: Seeds) -> _Rows:
         tally.drop("MedQuAD: a leaflet's title in the question", seed.text)
     else:
         text = re.sub(r"(\s*\?)+\s*$", "?", seed.text.strip().replace("is (are)", "is"))
-        yield place, Seed(seed.id, text[:1].upper() + text[1:], seed.source)
+        yield Seed(seed.id, text[:1].upper() + text[1:], seed.source)
 
 
 # ---- The Hugging Face hub ------------------------------------------------------------------------
 
 
-def _read_hub(name: str, tally: Seeds, column: str | None) -> _Rows:
+def _read_hub(name: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
     """Stream the train split of a data set on the hub, or of a local folder."""
     import datasets
 
     options = MIRRORS.get(name, {"path": name})
     if column:
         options = {key: value for key, value in options.items() if key != "columns"}
-    place = ""
+    last = ""
     try:
         data = datasets.load_dataset(**options, split="train", streaming=True)
         rows = ((f"hf:{name} row {i}", {"id": i} | row) for i, row in enumerate(data, start=1))
-        for place, seed in _from_records(rows, Path(name).name, tally, column):
-            if name == "medquad" and not column:
-                yield from _mend_medquad(place, seed, tally)
-            else:
-                yield place, seed
+        for seed in _from_records(rows, Path(name).name, tally, column):
+            last = seed.id
+            yield from _mend_medquad(seed, tally) if name == "medquad" and not column else [seed]
     except Exception as error:
         fault = f"{type(error).__name__}: {str(error).strip()[:300]}"
-        if not place:
+        if not last:
             raise BaizeError(
                 f"hf:{name} could not be read ({fault}): check the name and the network; a data "
                 "set with a loading script needs its parquet copy; offline, use 'general' or a file"
             ) from error
-        tally.broken(f"after {place}", fault)
+        tally.broken(f"hf:{name} after {last}", fault)

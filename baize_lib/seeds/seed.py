@@ -27,28 +27,22 @@ class Seed:
 
 
 class Seeds(list[Seed]):
-    """The seeds that were kept, and why the others were not.
-
-    Attributes:
-        dropped: reason -> number of questions dropped for it; "unreadable" counts the faults.
-        examples: reason -> the first text dropped for it.
-        problems: the places that could not be read, one text each (the first 1,000).
-    """
+    """The seeds that were kept, and why the others were not."""
 
     def __init__(self, seeds: Iterable[Seed] = ()) -> None:
         super().__init__(seeds)
-        self.dropped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-        self.problems: list[str] = []
+        self.dropped: Counter[str] = Counter()  # reason -> questions; "unreadable": the faults
+        self.examples: dict[str, str] = {}  # reason -> the first text dropped for it
+        self.problems: list[str] = []  # places that could not be read, and why
 
-    def drop(self, reason: str, example: str = "", place: str = "") -> None:
+    def drop(self, reason: str, example: str = "") -> None:
         self.dropped[reason] += 1
         self.examples.setdefault(reason, example)
-        if place and len(self.problems) < 1000:  # a gigabyte of faults must not fill the memory
-            self.problems.append(f"{place}: {example}")
 
     def broken(self, place: str, fault: object) -> None:
-        self.drop("unreadable", str(fault), place)
+        self.drop("unreadable", str(fault))
+        if len(self.problems) < 1000:  # a gigabyte of faults must not fill the memory
+            self.problems.append(f"{place}: {fault}")
 
     def table(self):
         """A pandas DataFrame: what became of the questions read, how many, an example of each."""
