@@ -486,17 +486,6 @@ def test_other_settings_are_refused_with_the_difference(path):
     calls.claim("probe.jsonl", {"strategy": "transcript"})  # another purpose, other settings
 
 
-def test_a_list_may_grow_at_its_end_and_be_taken_in_part_only(path):
-    names = [f"seed {number}" for number in range(20)]
-    Calls(path).claim_list("seeds", names[:10])
-    Calls(path).claim_list("seeds", names)
-    Calls(path).claim_list("seeds", names[:5])
-    for other in (names[1:], [*names[:3], "another", *names[4:]], [*names, "x"][1:]):
-        with pytest.raises(BaizeError, match=r"other seeds: number \d+ is another"):
-            Calls(path).claim_list("seeds", other)
-    Calls(path).claim_list("seeds", [*names, "one more"])
-
-
 @pytest.mark.parametrize("name", ["self_chat.calls.jsonl", "self_chat.settings.json"])
 def test_a_run_of_the_earlier_format_is_refused_with_the_way_out(tmp_path, name):
     (tmp_path / name).write_text("{}")

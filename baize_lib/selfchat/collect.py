@@ -28,7 +28,7 @@ from baize_lib.selfchat.bill import Receipt, spent
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.selfchat.strategies import self_chat
 from baize_lib.teacher.budget import BudgetExceeded
-from baize_lib.teacher.calls import Calls
+from baize_lib.teacher.calls import Calls, sendable
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import Halted, Waiting
 from baize_lib.teacher.meter import CostMeter
@@ -142,8 +142,8 @@ async def collect(
 ) -> Receipt:  # fmt: skip
     """Make one dialogue of every seed that has none yet, a line each in the file at `path`.
 
-    Whatever stops it, call it again with the same arguments to go on; only seeds may be added, at
-    the end. When the budget ends it, the receipt says so (`stopped`).
+    Whatever stops it, call it again with the same arguments to go on; only seeds may be others.
+    When the budget ends it, the receipt says so (`stopped`).
 
     Args:
         seeds: each with an id of its own, or plain questions.
@@ -152,8 +152,8 @@ async def collect(
 
     Raises:
         RunStopped: the teacher refuses every call; at once, the reason in its text.
-        BaizeError: other settings than the table's, another process on it, a full disk, or 20
-            dialogues in a row that came to nothing.
+        BaizeError: other settings than the table's, another question of a name used before,
+            another process on it, a full disk, or 20 dialogues in a row that came to nothing.
         asyncio.CancelledError: interrupted; what was answered is kept, and a line says so.
     """
     settings, path, began = settings or SelfChatSettings(), Path(path), time.monotonic()
@@ -166,9 +166,8 @@ async def collect(
     with teacher.calls.held(), _appending(path) as file:
         name = os.path.relpath(path, teacher.calls.path.parent)
         teacher.calls.claim(name, asdict(settings) | {"teacher": teacher.model})
-        teacher.calls.claim_list(f"seeds of {name}", (f"{s.id}\0{s.text}" for s in seeds))
         session = _Session(teacher, settings, meter, file)
-        _take_earlier(session, path)
+        _take_earlier(session, path, {seed.id: sendable(seed.text) for seed in seeds})
         already, before = len(session.done), spent(teacher.calls)
         await session.rounds(seeds, retry_failed, concurrency or teacher.max_concurrency)
         now = spent(teacher.calls)
@@ -187,10 +186,15 @@ def _own_ids(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
     return seeds
 
 
-def _take_earlier(session: _Session, path: Path) -> None:
+def _take_earlier(session: _Session, path: Path, questions: dict[str, str]) -> None:
     try:
         for line in read_jsonl(path):
             session.take(line, fresh=False)
+            if questions.get(line["id"], line["seed"]["text"]) != line["seed"]["text"]:
+                raise BaizeError(
+                    f"{path} was begun with another question called {line['id']!r}: use that one, "
+                    "or another run folder (BAIZE_RUN)"
+                )
     except LookupError as error:
         raise BaizeError(
             f"{path} has a line without {error}, so it is no collection: move it away, and it "

@@ -22,12 +22,11 @@ import asyncio
 import collections
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +63,6 @@ INSERT = """INSERT INTO calls
   VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?)"""
 ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_input = ?, output = ?,
   estimated = ?, finish_reason = ?, text = ? WHERE id = ?"""
-SETTING = "SELECT value FROM settings WHERE purpose = ?"
-SET = "INSERT OR REPLACE INTO settings VALUES (?, ?)"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -352,7 +349,7 @@ class Calls:
         """
         now = json.loads(json.dumps(now))
         with self.held():
-            rows = self.query(SETTING, purpose)
+            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
             before = json.loads(rows[0]["value"]) if rows else now
             changed = [
                 f"\n  {name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
@@ -364,27 +361,7 @@ class Calls:
                     f"{self.path} was begun with other settings:{''.join(changed)}\n"
                     "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
                 )
-            self._write(SET, purpose, json.dumps(now))
-
-    def claim_list(self, purpose: str, items: Iterable[str]) -> None:
-        """Tie the table to a list that may only grow at its end, or be taken in part.
-
-        Raises:
-            BaizeError: it was begun with another list.
-        """
-        hashes = (hashlib.sha256(sendable(item).encode()).hexdigest() for item in items)
-        now = "".join(digits[:8] for digits in hashes)
-        with self.held():
-            rows = self.query(SETTING, purpose)
-            before = rows[0]["value"] if rows else ""
-            same = min(len(now), len(before))
-            if now[:same] != before[:same]:
-                place = next(i for i in range(same) if now[i] != before[i]) // 8
-                raise BaizeError(
-                    f"{self.path} was begun with other {purpose}: number {place + 1:,} is another "
-                    "one. Use the same, with new ones at the end, or another run folder (BAIZE_RUN)"
-                )
-            self._write(SET, purpose, max(before, now, key=len))
+            self._write("INSERT OR IGNORE INTO settings VALUES (?, ?)", purpose, json.dumps(now))
 
 
 def sendable(text: str) -> str:
