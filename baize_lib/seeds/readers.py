@@ -22,8 +22,6 @@ from baize_lib.config import BaizeError, data_dir
 from baize_lib.seeds.records import READ_ERRORS, lines, records_of
 from baize_lib.seeds.seed import BUILT_IN, CHINESE, Seed, Seeds
 
-__all__: list[str] = []
-
 
 # Where the sources lie as parquet on the Hugging Face hub: what `datasets.load_dataset` is told.
 MIRRORS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from baize_lib.config import BaizeError
 
-__all__ = ["Budget", "BudgetExceeded", "money"]
+__all__ = ["Budget", "BudgetExceeded"]
 
 PICO = 10**12  # picodollars in a dollar
 

@@ -23,7 +23,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["Reply", "TeacherError", "RunStopped", "Halted", "Waiting"]
+__all__ = ["TeacherError", "RunStopped"]
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 _SAID = tomllib.loads(Path(__file__).with_name("errors.toml").read_text(encoding="utf-8"))

@@ -14,8 +14,6 @@ from pydantic import SecretStr
 from baize_lib.config import BaizeError
 from baize_lib.teacher.errors import KeyRejected
 
-__all__ = ["find_key"]
-
 
 def as_key(text: str) -> SecretStr:
     """`text` without the space around it.

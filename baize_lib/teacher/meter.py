@@ -5,7 +5,6 @@ with CostMeter(teacher.budget, target=len(seeds), errors=teacher.errors) as mete
 """
 
 import html
-import math
 import shutil
 import sys
 import time
@@ -38,8 +37,7 @@ class CostMeter:
     ) -> None:  # fmt: skip
         self.budget, self.target, self.shadow = budget, target, shadow
         self.errors: Counter[str] = Counter() if errors is None else errors
-        self.usage, self.dialogues = Usage(), 0
-        self._costs = (0, 0.0, 0.0)  # Welford: lines, mean USD, sum of squared differences
+        self.usage, self.dialogues, self._usd = Usage(), 0, 0.0  # failed lines cost too
         self._fresh = (0, 0)  # (dialogues, tokens) of this time, for the rates
         self._began = self._drawn = time.monotonic()
         self._ended: float | None = None
@@ -48,30 +46,13 @@ class CostMeter:
     def add(self, line: Mapping[str, Any], *, fresh: bool = True) -> None:
         """Count one line of `self_chat.jsonl`; `fresh=False` for one that was there before."""
         usage, done = Usage(**line["usage"]), int(line["status"] == "ok")
-        count, mean, squares = self._costs
-        delta = line["cost_usd"] - mean
-        mean += delta / (count + 1)
-        self._costs = (count + 1, mean, squares + delta * (line["cost_usd"] - mean))
         self.usage += usage
         self.dialogues += done
+        self._usd += line["cost_usd"]
         if fresh:
             self._fresh = (self._fresh[0] + done, self._fresh[1] + usage.total)
             if time.monotonic() - self._drawn >= INTERVAL:
                 self._draw()
-
-    def projection(self) -> tuple[float, float]:
-        """(USD, standard error) for `target` finished dialogues, from the costs so far.
-
-        With n lines of mean m and standard deviation s and r still to pay for, the rest costs r·m
-        with error s·sqrt(r²/n + r): the mean's own error and the spread of what is still to come.
-        Failed lines cost too: r counts them in at the rate seen so far.
-        """
-        count, mean, squares = self._costs
-        if count < 2 or not self.dialogues:
-            return math.nan, math.nan
-        rest = max(self.target - self.dialogues, 0) * count / self.dialogues
-        error = math.sqrt(squares / (count - 1)) * math.sqrt(rest**2 / count + rest)
-        return self.budget.spent_usd + rest * mean, error
 
     def rows(self) -> dict[str, str]:
         """What the display shows."""
@@ -92,9 +73,9 @@ class CostMeter:
             rows["time"] = _duration(seconds)
         elif left and done:
             rows["time left"] = _duration(left * seconds / done)
-        usd, error = self.projection()
-        if self.target and usd > 0:
-            rows[f"at {self.target:,} dialogues"] = f"{money(usd)} ± {money(error)}"
+        if left and self.dialogues and self._usd:
+            usd = budget.spent_usd + left * self._usd / self.dialogues
+            rows[f"at {self.target:,} dialogues"] = money(usd)
         if self.shadow:
             [other] = shadow_cost(self.usage, [self.shadow])
             rows[f"would cost at {other.model}"] = f"{money(other.usd)} ({other.as_of})"

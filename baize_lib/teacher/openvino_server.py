@@ -23,8 +23,6 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
-__all__: list[str] = []
-
 
 def serve_openvino(model_file: Path, slots: int, context: int) -> tuple[str, str]:
     """Serve a GGUF file until this process ends; gives (address, key).

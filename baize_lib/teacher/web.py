@@ -21,8 +21,6 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from baize_lib.config import BaizeError
 
-__all__ = ["ChatRequest", "Written", "serve_api"]
-
 
 class Written(NamedTuple):
     """How far an answer is: why it ended ("stop" or "length"), tokens read and written so far."""
