@@ -22,7 +22,7 @@ from typing import Any
 
 from baize_lib.corpus.formats import dialogues_in
 from baize_lib.dialogue import Dialogue, check_language, tagged, without_thoughts
-from baize_lib.text import declines, jaccard, language_of, prose, same_question, words
+from baize_lib.text import declines, jaccard, language_of, num_words, prose, same_question, words
 
 __all__ = ["count_defects"]
 
@@ -84,16 +84,12 @@ def loops(text: str) -> bool:
 
 
 def stops_midway(text: str) -> bool:
-    """Its last line is long and has no end: a guess, where no record tells. Lists and code may.
-
-    Long is 20 words; three Chinese characters count as two, about the length of a word.
-    """
+    """Its last line has 20 words and no end: a guess, where no record tells. Lists and code may."""
     line = text.rstrip().rpartition("\n")[2]
     if not line or not (line[-1].isalnum() or line[-1] in ",;:，、；："):
         return False
-    said = words(line)
-    long = len(said) - sum(word >= "\u3040" for word in said) // 3 >= 20
-    return long and not _PATTERN["listed"].match(line) and not re.search(r"[=(){}<>_/\\]", line)
+    is_list_or_code = _PATTERN["listed"].match(line) or re.search(r"[=(){}<>_/\\]", line)
+    return num_words(line) >= 20 and not is_list_or_code
 
 
 def asks_back(text: str) -> bool:

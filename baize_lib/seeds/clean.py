@@ -23,7 +23,7 @@ from baize_lib.dialogue import check_language
 from baize_lib.files import text_hash
 from baize_lib.seeds.readers import read_source
 from baize_lib.seeds.seed import CHINESE, Seed, Seeds, as_seeds
-from baize_lib.text import language_of, near_duplicates, words
+from baize_lib.text import language_of, near_duplicates, num_words
 
 __all__ = ["load_seeds", "clean", "mix"]
 
@@ -136,17 +136,11 @@ _ANSWER = re.compile(
 _ASKS = re.compile("[?？]")
 
 
-def _num_words(text: str) -> int:
-    """Words; three Chinese characters count as two, about the length of a word."""
-    said = words(text)
-    return len(said) - sum("\u3040" <= word <= "\u9fff" for word in said) // 3
-
-
 # reason -> (text, language) -> bool: drop it?
 RULES: dict[str, Callable[[str, str], bool]] = {
     "broken characters": lambda text, _: bool(_BROKEN.search(text)),
-    "too short (under 3 words)": lambda text, _: _num_words(text) < 3,
-    "too long (over 60 words)": lambda text, _: _num_words(text) > 60 or len(text) > 600,
+    "too short (under 3 words)": lambda text, _: num_words(text) < 3,
+    "too long (over 60 words)": lambda text, _: num_words(text) > 60 or len(text) > 600,
     "markup": lambda text, _: bool(_MARKUP.search(text)),
     "a link": lambda text, _: "http://" in text or "https://" in text,
     "reads like an answer": lambda text, _: not _ASKS.search(text) and bool(_ANSWER.match(text)),

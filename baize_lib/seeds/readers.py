@@ -22,7 +22,6 @@ from baize_lib.config import BaizeError, data_dir
 from baize_lib.seeds.records import READ_ERRORS, lines, records_of
 from baize_lib.seeds.seed import BUILT_IN, CHINESE, Seed, Seeds
 
-
 # Where the sources lie as parquet on the Hugging Face hub: what `datasets.load_dataset` is told.
 MIRRORS: dict[str, dict[str, Any]] = {
     "quora": {"path": "sentence-transformers/quora-duplicates-mining", "name": "questions"},
