@@ -106,9 +106,8 @@ def asks_back(text: str) -> bool:
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
     plain = f" {text}".lower()  # a quick look before the slow one
-    return any(word in plain for word in _WRITTEN["of_models"]) and bool(
-        _AS_AN_AI.search(prose(text))
-    )
+    may_be = any(word in plain for word in _WRITTEN["of_models"])
+    return may_be and bool(_AS_AN_AI.search(prose(text)))
 
 
 def personal_data(text: str) -> Iterator[tuple[str, str]]:
