@@ -403,7 +403,6 @@ def test_words_of_a_chinese_reply_are_its_characters():
     found = statistics([talk("什么是LoRA？", "一种微调方法。"), talk("什么是质数？", "一个数。")])
     assert found.mean_words("assistant") == 4.5
     assert found.mean_words("user") == 4.5
-    assert found.openings["user"].most_common(1)[0][0] == "什么"
 
 
 @pytest.mark.parametrize(

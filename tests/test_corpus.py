@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,19 @@ def write(path, *lines):
     return path
 
 
+def read(path, **options):
+    """(its dialogues, what could not be read) of a file."""
+    dialogues = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            dialogues.extend(read_dialogues(path, **options))
+        except BaizeError as error:
+            told = [error]
+    texts = [str(getattr(each, "message", each)) for each in told]
+    return dialogues, [fault for text in texts for fault in text.split("\n")[1:]]
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 
@@ -90,28 +104,29 @@ def test_only_finished_dialogues_are_read_unless_asked(tmp_path):
 
 def test_unreadable_lines_are_named_and_the_rest_is_kept(tmp_path):
     chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
-    faults: list[str] = []
     path = write(
         tmp_path / "c.jsonl", chat, '{"messages": [', '"text"', {"text": "no messages"}, "",
         {"messages": [{"role": "user", "content": None}]}, {"messages": "Hi"}, "[" * 100_000,
         {"conversations": [{"from": "martian", "value": "Hi"}]}, chat, '{"messages": [{"ro',
     )  # fmt: skip
-    assert len(list(read_dialogues(path, unreadable=faults))) == 2
+    dialogues, faults = read(path)
+    assert len(dialogues) == 2
     places = [int(fault.removeprefix(f"{path}:").split(":")[0]) for fault in faults]
     assert places == [2, 3, 4, 6, 7, 8, 9, 11]
 
 
-def test_without_a_list_unreadable_lines_are_a_warning(tmp_path):
-    path = write(tmp_path / "c.jsonl", "{", ledger_row())
-    with pytest.warns(UserWarning, match="1 unreadable line.*c.jsonl:1"):
+def test_unreadable_lines_are_a_warning_that_names_the_first_of_many(tmp_path):
+    path = write(tmp_path / "c.jsonl", *["{"] * 30, ledger_row())
+    with pytest.warns(UserWarning, match="30 of 31 rows cannot be read:\n.*c.jsonl:1: ") as told:
         assert len(list(read_dialogues(path))) == 1
+    assert str(told[0].message).count("\n") == 20
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'{"messages": "\xff"}\n' + json.dumps(ledger_row()).encode() + b"\n")
-    faults: list[str] = []
-    assert len(list(read_dialogues(path, unreadable=faults))) == 1
+    dialogues, faults = read(path)
+    assert len(dialogues) == 1
     assert faults[0].startswith(f"{path}:1: ")
 
 
@@ -157,8 +172,8 @@ def test_a_broken_item_or_end_of_a_json_list_is_named(tmp_path, end, fault):
     path = tmp_path / "list.json"
     chat = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
     path.write_text(f"\ufeff[\n{chat},\n{chat}{end}", encoding="utf-8")
-    faults: list[str] = []
-    assert len(list(read_dialogues(path, unreadable=faults))) == 2
+    dialogues, faults = read(path)
+    assert len(dialogues) == 2
     assert faults[0].startswith(f"{path}:4: ") and fault in faults[0]
 
 
@@ -202,10 +217,9 @@ def test_any_file_is_read_without_an_error_and_no_line_vanishes(tmp_path_factory
     lines = [" ".join(line.split()) for line in lines]
     text = "[" + ",".join(lines) + "]" if as_list else "\n".join(lines)
     path.write_text(text, encoding="utf-8", errors="replace")
-    faults: list[str] = []
-    read = list(read_dialogues(path, statuses=None, unreadable=faults))
+    dialogues, faults = read(path, statuses=None)
     if not as_list and not text.lstrip("\ufeff").lstrip().startswith("["):
-        assert len(read) + len(faults) == sum(
+        assert len(dialogues) + len(faults) == sum(
             bool(line.strip("\ufeff \t\r\n\x0b\x0c")) for line in lines
         )
 
@@ -299,7 +313,7 @@ def test_what_no_layout_knows_is_refused_by_name(tmp_path, row, why):
     with pytest.raises(BaizeError, match=why):
         corpus.from_chat(row)
     path = write(tmp_path / "c.jsonl", row)
-    with pytest.raises(BaizeError, match=f"none of 1 rows could be read.*c.jsonl:1: .*{why}"):
+    with pytest.raises(BaizeError, match=f"1 of 1 rows cannot be read:\n.*c.jsonl:1: .*{why}"):
         list(read_dialogues(path))
 
 

@@ -52,21 +52,18 @@ class Collected(Dialogue):
 
 
 def read_dialogues(
-    path: Path | str,
-    *,
-    statuses: tuple[str, ...] | None = ("ok",),
-    unreadable: list[str] | None = None,
+    path: Path | str, *, statuses: tuple[str, ...] | None = ("ok",)
 ) -> Iterator[Collected]:
     """Stream the dialogues of a file, whichever of the known layouts its rows are in.
+
+    A warning at the end counts the rows that cannot be read, and names the first with their lines.
 
     Args:
         statuses: the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
             money as well.
-        unreadable: a list that gets "file:line: why" for each row that cannot be read. Without
-            one, a warning at the end counts them and names the first.
 
     Raises:
-        BaizeError: there is no such file, or (without `unreadable`) not one row can be read.
+        BaizeError: there is no such file, or not one row can be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,21 +71,22 @@ def read_dialogues(
             f"{path} {'is a folder: name a file in it' if path.is_dir() else 'does not exist'}; "
             "check the name, or run the notebook before this"
         )
-    faults: list[str] = [] if unreadable is None else unreadable
-    num_read = 0
+    num_read, num_faults, first = 0, 0, []
     for place, row in records(path):
         try:
             dialogue = _read_row(row)
         except _UNREADABLE as error:
-            faults.append(f"{place}: {error or type(error).__name__}")
+            num_faults += 1
+            first += [f"\n{place}: {error or type(error).__name__}"] if num_faults <= 20 else []
             continue
         num_read += 1
         if statuses is None or dialogue.status in statuses:
             yield dialogue
-    if faults and unreadable is None:
-        if not num_read:
-            raise BaizeError(f"none of {len(faults)} rows could be read, the first {faults[0]}")
-        warnings.warn(f"{len(faults)} unreadable lines, first {faults[0]}", stacklevel=2)
+    told = f"{num_faults} of {num_read + num_faults} rows cannot be read:{''.join(first)}"
+    if num_faults and not num_read:
+        raise BaizeError(told)
+    if num_faults:
+        warnings.warn(told, stacklevel=2)
 
 
 _UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)

@@ -1,4 +1,4 @@
-"""The numbers papers report of a corpus: turns, words a message, vocabulary, openings.
+"""The numbers papers report of a corpus: turns, words a message, vocabulary.
 
 >>> from baize_lib.dialogue import Message
 >>> found = statistics([Dialogue((Message("user", "Who won?"), Message("assistant", "We did.")))])
@@ -29,7 +29,6 @@ class Statistics:
     turns: Counter[int] = field(default_factory=Counter)  # dialogues with that many
     lengths: dict[str, list[int]] = field(default_factory=dict)  # role -> words of each message
     vocabulary: Counter[str] = field(default_factory=Counter)  # word -> times used
-    openings: dict[str, Counter[str]] = field(default_factory=dict)  # role -> its first two words
 
     @property
     def mean_turns(self) -> float:
@@ -52,7 +51,7 @@ class Statistics:
 
 
 def statistics(dialogues: Iterable[Dialogue]) -> Statistics:
-    """Count dialogues, turns, words, vocabulary and openings in one pass."""
+    """Count dialogues, turns, words and vocabulary in one pass."""
     found = Statistics()
     for dialogue in dialogues_in(dialogues):
         found.num_dialogues += 1
@@ -61,8 +60,6 @@ def statistics(dialogues: Iterable[Dialogue]) -> Statistics:
             said, role = words(message.content), message.role
             found.lengths.setdefault(role, []).append(len(said))
             found.vocabulary.update(said)
-            glue = "" if said and said[0] >= "\u3040" else " "  # Chinese
-            found.openings.setdefault(role, Counter())[glue.join(said[:2])] += 1
     return found
 
 
