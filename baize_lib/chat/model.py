@@ -131,7 +131,8 @@ class ChatModel:
         layout = self._layouts[model]
         if layout is not None and language:
             layout = layout | {"language": language}
-        prompts = [self._prompt(_messages(asked), max_tokens, layout) for asked in conversations]
+        with _ONE_AT_A_TIME:  # a tokenizer keeps "are special tokens read?" between its calls
+            prompts = [self._prompt(_messages(row), max_tokens, layout) for row in conversations]
         ends = _end_tokens(self.base), (HUMAN_TAG, AI_TAG, *filter(None, stop))
         writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
         with _ONE_AT_A_TIME:
