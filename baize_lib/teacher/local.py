@@ -1,17 +1,25 @@
 """A teacher on this machine: weights behind a server of their own, asked like any other teacher.
 
-Two engines. `openvino` (openvino-genai, `openvino_server`) answers many prompts at once and keeps
-what it has read; it serves the capable teacher where there is a wheel for it. `llama.cpp`
-(xllamacpp) runs everywhere, takes grammars, and serves all other weights.
+Two engines. `openvino` (openvino-genai) writes one token of every answer under way in each step
+("continuous batching") and does not read again what a prompt has in common with an earlier one: on
+a CPU with AVX-512 or AMX that is several times faster. `llama.cpp` (xllamacpp) runs everywhere,
+takes grammars, and serves all other weights.
 
     async with local_teacher("qwen-1.5b", calls=Calls(run.calls_file)) as teacher:
         line = await self_chat("Why do cats purr?", teacher)
 """
 
+import asyncio
 import atexit
 import functools
 import importlib.util
+import itertools
+import queue
 import secrets
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +28,7 @@ from baize_lib.models.weights import MODELS, model_file
 from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.keys import as_key
 from baize_lib.teacher.prices import FREE, Price
+from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
 __all__ = ["local_teacher", "teacher_for"]
 
@@ -60,48 +69,6 @@ def local_teacher(
     )  # fmt: skip
 
 
-_servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its object goes
-
-
-@functools.cache
-def _serve(file: Path, engine: str, slots: int, context: int) -> tuple[str, str]:
-    """(address, key) of a server, begun when it is first asked for."""
-    if engine == "openvino":
-        from baize_lib.teacher.openvino_server import serve_openvino
-
-        return serve_openvino(file, slots=slots, context=context)
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise BaizeError(
-            f"no engine for a model on this machine ({error}): pip install xllamacpp or "
-            "openvino-genai, or name a server of your own with OPENAI_BASE_URL and BAIZE_TEACHER"
-        ) from error
-    key = secrets.token_urlsafe(24)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_parallel, params.n_ctx = slots, slots * context
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
-    params.cpuparams.n_threads = _free_cores()
-    params.cache_ram_mib = 256  # prompts kept for the next turn; llama.cpp's default is 8 GiB
-    params.verbosity, params.ui = 0, False
-    _servers.append(xllamacpp.Server(params))
-    atexit.register(_servers.clear)
-    return f"{_servers[-1].listening_address}/v1", key
-
-
-def _free_cores() -> int:
-    """Physical cores that nothing else is using: llama.cpp's threads wait for the slowest one, so
-    that sharing one core of two was measured 5 to 10 times slower than using the other alone. The
-    quietest of four looks counts: what is busy for a moment only is no reason to halve the speed.
-    """
-    import psutil
-
-    share = min(psutil.cpu_percent(interval=0.25) for _ in range(4)) / 100
-    busy = share * (psutil.cpu_count() or 1)
-    return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
-
-
 def teacher_for(
     name: str, *, price: Price | None = None, max_calls: int | None = None, **options: Any
 ) -> Teacher:
@@ -116,3 +83,138 @@ def teacher_for(
     if name in MODELS or name.endswith(".gguf"):
         return local_teacher(name, slots=max_calls, **options)
     return Teacher(name, price=price, max_concurrency=max_calls or 256, **options)
+
+
+@functools.cache
+def _serve(file: Path, engine: str, slots: int, context: int) -> tuple[str, str]:
+    """(address, key) of a server, begun when it is first asked for."""
+    key = secrets.token_urlsafe(24)
+    if engine == "openvino":
+        return serve_api(_OpenVino(file, slots, context).answer, [file.stem], key=key), key
+    return _llama_cpp(file, slots, context, key), key
+
+
+_servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its object goes
+
+
+def _llama_cpp(file: Path, slots: int, context: int, key: str) -> str:
+    """Serve a GGUF file; gives the address."""
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise BaizeError(
+            f"no engine for a model on this machine ({error}): pip install xllamacpp or "
+            "openvino-genai, or name a server of your own with OPENAI_BASE_URL and BAIZE_TEACHER"
+        ) from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_parallel, params.n_ctx = slots, slots * context
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+    params.cpuparams.n_threads = _free_cores()
+    params.cache_ram_mib = 256  # prompts kept for the next turn; llama.cpp's default is 8 GiB
+    params.verbosity, params.ui = 0, False
+    _servers.append(xllamacpp.Server(params))
+    atexit.register(_servers.clear)
+    return f"{_servers[-1].listening_address}/v1"
+
+
+def _free_cores() -> int:
+    """Physical cores that nothing else is using: llama.cpp's threads wait for the slowest one, so
+    that sharing one core of two was measured 5 to 10 times slower than using the other alone. The
+    quietest of four looks counts: what is busy for a moment only is no reason to halve the speed.
+    """
+    import psutil
+
+    share = min(psutil.cpu_percent(interval=0.25) for _ in range(4)) / 100
+    busy = share * (psutil.cpu_count() or 1)
+    return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
+
+
+class _OpenVino:
+    """A model in OpenVINO, and the one thread that steps its batch."""
+
+    def __init__(self, model_file: Path, slots: int, context: int) -> None:
+        import openvino_genai as genai
+
+        plan = genai.SchedulerConfig()
+        plan.max_num_seqs, plan.enable_prefix_caching = slots, True
+        plan.num_kv_blocks = slots * -(-context // 32)  # 32 tokens in a block on a CPU
+        try:
+            self.pipeline = genai.ContinuousBatchingPipeline(str(model_file), plan, "CPU", {}, {})
+        except RuntimeError as error:
+            raise BaizeError(f"OpenVINO can't read {model_file}; use llama.cpp: {error}") from error
+        self.tokenizer, self.context = self.pipeline.get_tokenizer(), context
+        self.inbox: queue.Queue[tuple | None] = queue.Queue()
+        self.ended = threading.Event()
+        threading.Thread(target=self.work, daemon=True).start()
+        atexit.register(self.stop)
+
+    def read(self, asked: ChatRequest) -> tuple[Any, Any]:
+        """A request as (prompt's tokens, settings); a ValueError says what is wrong with it."""
+        messages = [{"role": row.role, "content": row.text} for row in asked.messages]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).input_ids
+        room = self.context - ids.get_size()
+        most = asked.most or max(room, 1)
+        if most > room:
+            raise ValueError(f"{ids.get_size()} prompt + {most} tokens are over {self.context}")
+        config = self.pipeline.get_config()  # knows the model's end-of-text tokens
+        config.max_new_tokens, config.repetition_penalty = most, asked.repeat_penalty
+        config.stop_strings = set(asked.stop)
+        if asked.temperature > 0:
+            config.do_sample, config.rng_seed = True, asked.seed or 0
+            config.temperature, config.top_p = asked.temperature, asked.top_p
+        return ids, config
+
+    def work(self) -> None:
+        """Step the batch while there is one, else wait for a request; until `stop`."""
+        live: dict[Future, Any] = {}
+        numbers = itertools.count()
+        while True:
+            while not live or not self.inbox.empty():
+                if (job := self.inbox.get()) is None:
+                    return self.ended.set()
+                future, ids, config = job
+                live[future] = self.pipeline.add_request(next(numbers), ids, config)
+            error = None
+            try:
+                self.pipeline.step()
+            except RuntimeError as failure:  # OpenVINO's: no answer of this batch can go on
+                error = failure
+            over = [future for future, handle in live.items() if _over(future, handle, error)]
+            for future in over:
+                del live[future]
+            # A step holds Python's lock: leave a moment to send answers and take what follows.
+            time.sleep(0.01 if over else 0.001)
+
+    async def answer(self, asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
+        """A request's whole answer, once it is written."""
+        ids, config = self.read(asked)
+        future: Future = Future()
+        self.inbox.put((future, ids, config))
+        found = await asyncio.wrap_future(future)
+        text = self.tokenizer.decode(found.generated_ids)
+        for stop in config.stop_strings:  # OpenVINO cuts off whole tokens only
+            text = text.partition(stop)[0]
+        reason = "stop" if found.finish_reason.name == "STOP" else "length"
+        yield text, Written(reason, ids.get_size(), len(found.generated_ids))
+
+    def stop(self) -> None:
+        """End the thread between two steps: the interpreter must not go away under it."""
+        self.inbox.put(None)
+        self.ended.wait(30)
+
+
+def _over(future: Future, handle: Any, error: Exception | None) -> bool:
+    """Hand over a finished answer, or drop one that failed or that nobody waits for any more."""
+    if future.cancelled() or error:
+        handle.cancel()
+    elif handle.get_status().name == "RUNNING":
+        return False
+    if future.set_running_or_notify_cancel():
+        found = handle.read_all() if not error else []
+        if found:
+            future.set_result(found[0])
+        else:
+            future.set_exception(error or RuntimeError("the cache is full: ask for fewer at once"))
+    return True
