@@ -195,7 +195,5 @@ def _body(
 
 
 def _usage(done: Written) -> dict[str, int]:
-    total = done.read + done.written
-    return {
-        "prompt_tokens": done.read, "completion_tokens": done.written, "total_tokens": total,
-    }  # fmt: skip
+    counts = {"prompt_tokens": done.read, "completion_tokens": done.written}
+    return counts | {"total_tokens": done.read + done.written}
