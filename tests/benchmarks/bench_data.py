@@ -11,7 +11,8 @@ nothing read by eye; `p` is a paired test against the same weights in their own 
 
 "25 ordinary" is what a run learns from its own live dialogues alone (`num_recorded=0`). "single
 turns" has the first question and reply of every ordinary dialogue, as Alpaca's data would have,
-"several turns" as many tokens of whole dialogues; these two are also asked follow-up questions.
+"several turns" as many tokens of whole dialogues, in as many steps; these two are also asked
+follow-up questions.
 "NEFTune" adds noise to the embeddings while training (Jain et al. 2023, alpha 5).
 """
 
@@ -61,13 +62,19 @@ def arms(tokenizer):
     room = sum(len(row.input_ids) for row in asked)
     fits = sum(sofar <= room for sofar in accumulate(len(row.input_ids) for row in whole))
     sizes = {f"{n} ordinary": (ordinary[:n], {}) for n in (25, 100, 300, len(ordinary))}
-    return sizes | {
-        "all, guarded, pairs": (ordinary + guarded + pairs, {}),
-        "single turns": (single, {}),
-        "several turns": (ordinary[:fits], {}),
-        "300 ordinary, NEFTune": (ordinary[:300], {}),
-        "the same, 2 epochs": (ordinary + guarded + pairs, {"num_epochs": 2}),
-    }
+    return (
+        sizes
+        | {
+            "all, guarded, pairs": (ordinary + guarded + pairs, {}),
+            "single turns": (
+                single,
+                {"batch_size": round(8 * len(single) / fits)},
+            ),  # as many steps
+            "several turns": (ordinary[:fits], {}),
+            "300 ordinary, NEFTune": (ordinary[:300], {}),
+            "the same, 2 epochs": (ordinary + guarded + pairs, {"num_epochs": 2}),
+        }
+    )
 
 
 def answered(chat, model):
