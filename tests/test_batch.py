@@ -360,7 +360,7 @@ def test_a_death_at_any_request_buys_nothing_twice(stub, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("point", "call"),
-    [("note_batch", step) for step in range(3)]
+    [("write_now", step) for step in range(3)]
     + [(point, row) for point in ("begin", "answered") for row in range(0, 6, 2)],
 )
 def test_a_death_at_any_row_buys_nothing_twice(stub, tmp_path, monkeypatch, point, call):

@@ -195,9 +195,9 @@ async def _interleave(path, steps, cap):
     for what, pico, tokens in steps:
         if what in ("begin", "batch"):
             try:
-                tag = "tag" if what == "batch" else None
-                number = await calls.begin(Call("k", "t"), pico / PICO, tokens, batch=tag)
-                (waiting if tag else under_way).append(number)
+                request = "{}" if what == "batch" else None
+                number = await calls.begin(Call("k", "t"), pico / PICO, tokens, request)
+                (waiting if request else under_way).append(number)
             except BudgetExceeded:
                 pass
         elif what == "reopen" and path:

@@ -10,7 +10,7 @@ answered, and gets to the next call. `collect` goes through the rounds by itself
 How far a batch is stands in the table before the next step is taken, so that a process killed
 anywhere goes on from there and no batch is bought twice:
 
-    ""          noted; forgotten if the process dies now, for nothing was sent
+    (noted)     a call that waits; forgotten if the process dies now, for nothing was sent
     uploaded    the file of requests lies at the provider
     submitted   as a batch marked with our tag; one that has this tag already is taken instead
     (gone)      its answers are in the table; a row that failed for now is wanted again
@@ -19,11 +19,9 @@ anywhere goes on from there and no batch is bought twice:
 import asyncio
 import json
 import secrets
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.calls import Call
@@ -45,16 +43,9 @@ MOST_ROWS, MOST_BYTES = 50_000, 180_000_000  # the API allows 50,000 requests an
 MOST_TRIES = 3  # batches that a row is sent with before its call has failed
 ENDPOINT = "/v1/chat/completions"
 ENDED = ("completed", "expired", "cancelled", "failed")
-ROWS_OF = "SELECT id, key FROM calls WHERE batch = ? AND state = 'begun'"
-
-
-@dataclass(slots=True)
-class _Sheet:
-    """The requests of one batch to come, in a file without a name."""
-
-    tag: str = field(default_factory=lambda: secrets.token_hex(8))
-    lines: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
-    num_rows: int = 0  # on it, or about to be
+WANTED = """SELECT id, text FROM (
+  SELECT id, text, sum(length(text)) OVER (ORDER BY id) AS so_far FROM calls
+  WHERE batch = '' AND state = 'begun') WHERE so_far <= ? ORDER BY id LIMIT ?"""
 
 
 class BatchTeacher(Teacher):
@@ -63,8 +54,7 @@ class BatchTeacher(Teacher):
     def __init__(self, model: str, *, poll_seconds: float = 30.0, **options: Any) -> None:
         super().__init__(model, **options)
         self._poll_seconds = poll_seconds
-        self._sheets: list[_Sheet] = []
-        self._wanted: set[str] = set()  # keys of the calls on the sheets
+        self._wanted: set[str] = set()  # keys of the calls of this round
         self._tries: Counter[str] = Counter()
         self._failed: dict[str, Failure] = {}  # key -> what is to be told when it is asked again
 
@@ -74,26 +64,16 @@ class BatchTeacher(Teacher):
             self._raise(self._weighed(failure))
         if call.key not in self._wanted and not self.calls.in_batch(call.key):
             self._wanted.add(call.key)
+            name = f"{call.key}.{bound.input}.{bound.output}"  # comes back beside the answer
+            body = self._as_sent(request)
+            row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": body}
+            usd = self.price.cost(bound, batch=True)
             try:
-                await self._note(request, call, bound)
+                await self.calls.begin(call, usd, bound.total, request=json.dumps(row))
             except BaseException:
                 self._wanted.discard(call.key)
                 raise
         raise Waiting("this call waits for the next batch", "waiting")
-
-    async def _note(self, request: dict[str, Any], call: Call, bound: Usage) -> None:
-        sheet, usd = self._sheet(), self.price.cost(bound, batch=True)
-        await self.calls.begin(call, usd, bound.total, batch=sheet.tag)
-        name = f"{call.key}.{bound.input}.{bound.output}"  # comes back beside the answer
-        row = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": self._as_sent(request)}
-        sheet.lines.write(json.dumps(row).encode() + b"\n")
-
-    def _sheet(self) -> _Sheet:
-        last = self._sheets[-1] if self._sheets else None
-        if not last or last.num_rows >= MOST_ROWS or last.lines.tell() > MOST_BYTES:
-            self._sheets.append(last := _Sheet())
-        last.num_rows += 1
-        return last
 
     async def next_round(self) -> bool:
         """Send what is wanted, wait for every batch under way, and take in what they answer.
@@ -105,9 +85,8 @@ class BatchTeacher(Teacher):
             RunStopped: a batch was cancelled in the provider's console: its answers are kept.
         """
         with self.calls.held():
-            while self._sheets:
-                await self._upload(self._sheets[-1])
-                self._sheets.pop()
+            while rows := self.calls.query(WANTED, MOST_BYTES, MOST_ROWS):
+                await self._upload(rows)
             self._wanted.clear()
             under_way = self.calls.query("SELECT * FROM batches")
             try:
@@ -118,14 +97,13 @@ class BatchTeacher(Teacher):
                 raise
             return bool(under_way)
 
-    async def _upload(self, sheet: _Sheet) -> None:
-        keys = {row["key"] for row in self.calls.query(ROWS_OF, sheet.tag)}
-        sheet.lines.seek(0)
-        content = b"".join(line for line in sheet.lines if _key_of(json.loads(line)) in keys)
-        if content:
-            file = f"baize-{sheet.tag}.jsonl", content
-            uploaded = await self.request("files.create", file=file, purpose="batch")
-            self.calls.note_batch(sheet.tag, "uploaded", uploaded.id)
+    async def _upload(self, rows: list[dict[str, Any]]) -> None:
+        tag, content = secrets.token_hex(8), "".join(f"{row['text']}\n" for row in rows).encode()
+        file = f"baize-{tag}.jsonl", content
+        uploaded = await self.request("files.create", file=file, purpose="batch")
+        sent = "UPDATE calls SET batch = ?, text = NULL WHERE batch = '' AND id <= ?"
+        noted = "INSERT INTO batches VALUES (?, 'uploaded', ?, NULL)"
+        self.calls.write_now((sent, tag, rows[-1]["id"]), (noted, tag, uploaded.id))
 
     async def _submit(self, row: Mapping[str, Any]) -> str:
         """The batch's id. It is bought once: look for its tag, and repeat no unclear try."""
@@ -138,7 +116,8 @@ class BatchTeacher(Teacher):
             "batches.create", input_file_id=row["file"], endpoint=ENDPOINT,
             completion_window="24h", metadata=mark, repeatable=False,
         )  # fmt: skip
-        self.calls.note_batch(row["tag"], "submitted", row["file"], batch.id)
+        noted = "UPDATE batches SET step = 'submitted', name = ? WHERE tag = ?"
+        self.calls.write_now((noted, batch.id, row["tag"]))
         return batch.id
 
     async def _wait(self, names: dict[str, str]) -> None:
@@ -172,14 +151,15 @@ class BatchTeacher(Teacher):
         for name in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self.request("files.content", name)
             lines = (json.loads(line) for line in content.content.splitlines() if line.strip())
-            outcomes |= {_key_of(line): line for line in lines}
-        rows, given_up = self.calls.query(ROWS_OF, tag), batch.status in ("cancelled", "failed")
+            outcomes |= {line["custom_id"].partition(".")[0]: line for line in lines}
+        of_batch = "SELECT id, key FROM calls WHERE batch = ? AND state = 'begun'"
+        rows, given_up = self.calls.query(of_batch, tag), batch.status in ("cancelled", "failed")
         for start in range(0, len(rows), 500):  # so many share a commit
             await asyncio.gather(*(
                 self._take(row["id"], row["key"], _read(outcomes.get(row["key"])), given_up)
                 for row in rows[start : start + 500]
             ))  # fmt: skip
-        self.calls.note_batch(tag, "")
+        self.calls.write_now(("DELETE FROM batches WHERE tag = ?", tag))
         if batch.status == "failed":
             faults = batch.errors.data if batch.errors and batch.errors.data else []
             reason = "; ".join(f"line {e.line}: {e.message}" for e in faults[:3]) or "unsaid why"
@@ -204,10 +184,6 @@ class BatchTeacher(Teacher):
         retry = self._learn_field(outcome, asked, asked) or (outcome.retry and not outcome.billed)
         if not (given_up or (retry and self._tries[key] < MOST_TRIES)):
             self._failed[key] = outcome
-
-
-def _key_of(row: Mapping[str, Any]) -> str:
-    return str(row["custom_id"]).partition(".")[0]
 
 
 def _read(row: Mapping[str, Any] | None) -> Reply | Failure:

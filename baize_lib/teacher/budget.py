@@ -48,7 +48,7 @@ class Budget:
             if cap is not None and not (isinstance(cap, int | float) and 0 <= cap < math.inf):
                 raise BaizeError(f"budget {name}={cap!r}: use a number of at least 0, or None")
         self.usd, self.tokens = usd, tokens
-        self._cap = None if usd is None else int(usd * PICO)
+        self._cap = math.inf if usd is None else int(usd * PICO)
         self._spent = self._uncertain = self._reserved = 0
         self.spent_tokens = self.reserved_tokens = 0
         self._lock = threading.RLock()
@@ -60,31 +60,27 @@ class Budget:
             BudgetExceeded: it does not fit beside what is spent and reserved; nothing is held.
         """
         wanted = Reservation(math.ceil(usd * PICO), tokens)
+        token_cap = math.inf if self.tokens is None else self.tokens
         with self._lock:
-            money_left = (self._cap, self._spent, self._reserved, wanted.picodollars)
-            tokens_left = (self.tokens, self.spent_tokens, self.reserved_tokens, tokens)
-            for (cap, spent, held, need), show in (
-                (money_left, _usd_text),
-                (tokens_left, "{:,} tokens".format),
+            for cap, spent, held, need, show in (
+                (self._cap, self._spent, self._reserved, wanted.picodollars, _usd_text),
+                (token_cap, self.spent_tokens, self.reserved_tokens, tokens, "{:,} tokens".format),
             ):
-                if cap is not None and spent + held + need > cap:
+                if spent + held + need > cap:
                     raise BudgetExceeded(
                         f"the budget of {show(cap)} does not allow a call of up to {show(need)}: "
                         f"{show(spent)} spent, {show(held)} reserved by calls in flight. What is "
                         "collected is kept; raise the budget and run again to go on",
                         final=spent + need > cap,
                     )
-            return self._hold(wanted)
+            self.hold(wanted)
+        return wanted
 
-    def commit(self, picodollars: int, tokens: int) -> Reservation:
+    def hold(self, held: Reservation) -> None:
         """Hold money that was promised before, by a batch under way: cap or no cap."""
         with self._lock:
-            return self._hold(Reservation(picodollars, tokens))
-
-    def _hold(self, held: Reservation) -> Reservation:
-        self._reserved += held.picodollars
-        self.reserved_tokens += held.tokens
-        return held
+            self._reserved += held.picodollars
+            self.reserved_tokens += held.tokens
 
     def settle(
         self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
@@ -96,8 +92,7 @@ class Budget:
         """
         pico = round(usd * PICO)
         with self._lock:
-            self._reserved -= held.picodollars
-            self.reserved_tokens -= held.tokens
+            self.hold(Reservation(-held.picodollars, -held.tokens))
             self.take_over(pico, pico if uncertain else 0, tokens)
 
     def take_over(self, spent: int, uncertain: int, tokens: int) -> None:
@@ -122,13 +117,12 @@ class Budget:
     @property
     def left_usd(self) -> float:
         """USD neither spent nor reserved; infinite without a cap."""
-        return math.inf if self._cap is None else (self._cap - self._spent - self._reserved) / PICO
+        return (self._cap - self._spent - self._reserved) / PICO
 
     def __repr__(self) -> str:
-        cap = "no cap" if self._cap is None else f"cap {_usd_text(self._cap)}"
-        return (
-            f"Budget({_usd_text(self._spent)} spent, {_usd_text(self._reserved)} reserved, {cap})"
-        )
+        spent, reserved = _usd_text(self._spent), _usd_text(self._reserved)
+        cap = "no cap" if self.usd is None else f"cap {_usd_text(self._cap)}"
+        return f"Budget({spent} spent, {reserved} reserved, {cap})"
 
 
 def _usd_text(pico: int) -> str:

@@ -28,6 +28,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
+from operator import add, sub
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,34 +36,18 @@ import filelock
 
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import PICO, Budget, Reservation
-from baize_lib.teacher.errors import Reply
+from baize_lib.teacher.errors import SAID, Reply
 from baize_lib.teacher.prices import Usage
 
 __all__ = ["Calls"]
 
-# One row a call. state: "begun", "answered", or "doubtful" (it may have been billed, unseen).
-# pico: picodollars; the bill is what is owed: the price of an answer, the bound of all others.
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS calls (
-  id INTEGER PRIMARY KEY, key TEXT NOT NULL, purpose TEXT NOT NULL, subject TEXT NOT NULL,
-  part TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, batch TEXT,
-  bound_pico INTEGER NOT NULL, bound_tokens INTEGER NOT NULL,
-  pico INTEGER, input INTEGER, cached_input INTEGER, output INTEGER, estimated INTEGER,
-  finish_reason TEXT, text TEXT);
-CREATE INDEX IF NOT EXISTS keys ON calls (key);
-CREATE INDEX IF NOT EXISTS subjects ON calls (purpose, subject);
-CREATE TABLE IF NOT EXISTS settings (purpose TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (tag TEXT PRIMARY KEY, step TEXT NOT NULL, file TEXT, name TEXT);
-CREATE VIEW IF NOT EXISTS bill AS SELECT *,
-  CASE state WHEN 'answered' THEN pico ELSE bound_pico END AS owed,
-  CASE state WHEN 'answered' THEN input + output ELSE bound_tokens END AS tokens FROM calls;
-PRAGMA user_version = 2;
-"""
+SCHEMA = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
 INSERT = """INSERT INTO calls
-  (id, key, purpose, subject, part, model, state, batch, bound_pico, bound_tokens)
-  VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?)"""
+  (id, key, purpose, subject, part, model, state, batch, text, bound_pico, bound_tokens)
+  VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?, ?)"""
 ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_input = ?, output = ?,
   estimated = ?, finish_reason = ?, text = ? WHERE id = ?"""
+DAMAGE = ("malformed", "not a database", "no such column")
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -109,14 +94,10 @@ class Calls:
         self._connection: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._opened = contextlib.ExitStack()
-        if self.path and not self.path.exists():
-            for name in ("*.calls.jsonl", "*.settings.json"):
-                for old in self.path.parent.glob(name):
-                    raise BaizeError(
-                        f"{self.path.parent} was collected by an earlier version of the course "
-                        f"({old.name}): its finished dialogues can be read and trained on as they "
-                        "are; to collect more, set BAIZE_RUN to a new name"
-                    )
+        for old in self.path.parent.glob("*") if self.path and not self.path.exists() else ():
+            if old.name.endswith((".calls.jsonl", ".settings.json")):
+                text = SAID["table"]["earlier"].format(name=old.name)
+                raise BaizeError(f"{self.path.parent} {text}")
 
     # ---- holding the file
 
@@ -160,12 +141,11 @@ class Calls:
             self._opened = opened.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
-        where = ":memory:" if self.path is None else self.path
+        where = self.path or ":memory:"
         connection = sqlite3.connect(where, check_same_thread=False, isolation_level="DEFERRED")
         connection.row_factory = sqlite3.Row
-        if self.path:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(SCHEMA)
         return connection
 
@@ -182,19 +162,14 @@ class Calls:
                     "(SELECT tag FROM batches)"
                 )
             [last] = table.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()
-            waiting = table.execute(
-                "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
-            ).fetchall()
-            owed = tuple(table.execute(
-                "SELECT coalesce(sum(owed), 0), coalesce(sum(owed) FILTER"
-                " (WHERE state = 'doubtful'), 0), coalesce(sum(tokens), 0)"
-                " FROM bill WHERE state != 'begun'"
-            ).fetchone())  # fmt: skip
+            waiting = "SELECT id, bound_pico, bound_tokens FROM calls WHERE state = 'begun'"
+            for number, *bound in table.execute(waiting):  # in a batch: held, cap or no cap
+                self._reserved[number] = Reservation(*bound)
+                self.budget.hold(self._reserved[number])
+            spent = tuple(table.execute("SELECT * FROM spent").fetchone())
         self._numbers = itertools.count(last + 1)
-        self.budget.take_over(*(new - old for new, old in zip(owed, self._known, strict=True)))
-        self._known = owed
-        for number, pico, tokens in waiting:  # in a batch: committed, cap or no cap
-            self._reserved[number] = self.budget.commit(pico, tokens)
+        self.budget.take_over(*map(sub, spent, self._known))
+        self._known = spent
 
     def _let_go(self) -> None:
         self._connection = self._reader = None
@@ -204,33 +179,22 @@ class Calls:
 
     def _explained(self, error: sqlite3.Error | OSError) -> BaizeError:
         """A fault of the file, with a remedy."""
+        why = "unwritable"
         if isinstance(error, filelock.Timeout):
-            text = (
-                "is being written by another process: wait for it, stop it, or use another run "
-                "folder (BAIZE_RUN)"
-            )
+            why = "locked"
         elif getattr(error, "errno", None) in NO_LOCKS:
-            text = (
-                f"is on a file system that knows no locks ({error.strerror}), so two processes "
-                "could pay twice: set BAIZE_RUNS to a folder on a local disk"
-            )
-        elif any(word in str(error) for word in ("malformed", "not a database", "no such column")):
-            text = (
-                f"is damaged ({error}): keep it aside for its bill and begin another run folder "
-                "(BAIZE_RUN); self_chat.jsonl still has the finished dialogues"
-            )
-        else:
-            text = (
-                f"cannot be written ({getattr(error, 'strerror', None) or error}): free some disk "
-                "space or choose a writable folder with BAIZE_RUNS, then run again; all that was "
-                "recorded is kept"
-            )
-        return BaizeError(f"{self.path} {text}")
+            why = "lockless"
+        elif any(word in str(error) for word in DAMAGE):
+            why = "damaged"
+        said = getattr(error, "strerror", None) or error
+        return BaizeError(f"{self.path} {SAID['table'][why].format(error=said)}")
 
     # ---- writing: whoever comes first commits for all who wait
 
-    async def begin(self, call: Call, usd: float, tokens: int, batch: str | None = None) -> int:
+    async def begin(self, call: Call, usd: float, tokens: int, request: str | None = None) -> int:
         """Reserve the most a call can cost and note it; on disk when this returns. Gives its id.
+
+        With a `request`, to be sent with the next batch, the call only waits.
 
         Raises:
             BudgetExceeded: it does not fit into the budget; nothing is noted.
@@ -238,10 +202,9 @@ class Calls:
         held = self.budget.reserve(usd, tokens)
         number = next(self._numbers)
         self._reserved[number] = held
+        batch = None if request is None else ""
         try:
-            await self._written(
-                INSERT, number, *map(sendable, call), batch, held.picodollars, tokens
-            )
+            await self._written(INSERT, number, *map(sendable, call), batch, request, *held)
         except BaseException:
             self.unbilled(number)
             raise
@@ -251,10 +214,8 @@ class Calls:
         """Keep a reply and its bill; on disk when this returns."""
         pico = round(reply.cost_usd * PICO)
         self._settle(number, pico, reply.usage.total)
-        await self._written(
-            ANSWER, pico, *astuple(reply.usage), reply.estimated, reply.finish_reason, reply.text,
-            number,
-        )  # fmt: skip
+        how = (reply.estimated, reply.finish_reason, reply.text)
+        await self._written(ANSWER, pico, *astuple(reply.usage), *how, number)
 
     def unbilled(self, number: int) -> None:
         """Forget a call that certainly cost nothing."""
@@ -268,14 +229,12 @@ class Calls:
 
     def _settle(self, number: int, pico: int, tokens: int, *, doubtful: bool = False) -> None:
         self.budget.settle(self._reserved.pop(number), pico / PICO, tokens, uncertain=doubtful)
-        spent, uncertain, used = self._known
-        self._known = (spent + pico, uncertain + pico * doubtful, used + tokens)
+        self._known = tuple(map(add, self._known, (pico, pico * doubtful, tokens)))
 
-    def note_batch(self, tag: str, step: str, file: str = "", name: str = "") -> None:
-        """Remember, on disk at once, how far a batch is; step "" forgets it."""
-        self._write("DELETE FROM batches WHERE tag = ?", tag)
-        if step:
-            self._write("INSERT INTO batches VALUES (?, ?, ?, ?)", tag, step, file, name)
+    def write_now(self, *statements: tuple[Any, ...]) -> None:
+        """Carry out statements, each (SQL, value, …), in one commit; on disk when this returns."""
+        for statement in statements:
+            self._write(*statement)
         self._flush()
 
     def _write(self, sql: str, *values: Any) -> _Write:
@@ -321,8 +280,8 @@ class Calls:
         return None
 
     def in_batch(self, key: str) -> bool:
-        """Whether the call with this key was sent with a batch and is not answered yet."""
-        sql = "SELECT 1 FROM calls JOIN batches ON batch = tag WHERE key = ? AND state = 'begun'"
+        """Whether the call with this key waits for a batch, or for what its batch answers."""
+        sql = "SELECT 1 FROM calls WHERE key = ? AND state = 'begun' AND batch IS NOT NULL"
         return self._read(sql, key).fetchone() is not None
 
     def _read(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -347,27 +306,23 @@ class Calls:
         Raises:
             BaizeError: it was begun with others; the text is the difference.
         """
-        now = json.loads(json.dumps(now))
+        new = {name: json.dumps(value, ensure_ascii=False) for name, value in now.items()}
         with self.held():
             rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
-            before = json.loads(rows[0]["value"]) if rows else now
+            old = json.loads(rows[0]["value"]) if rows else now
+            old = {name: json.dumps(value, ensure_ascii=False) for name, value in old.items()}
             changed = [
-                f"\n  {name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
-                for name in {**before, **now}
-                if before.get(name) != now.get(name)
+                f"\n  {name}: {old.get(name, 'null'):.80} -> {new.get(name, 'null'):.80}"
+                for name in old | new
+                if old.get(name, "null") != new.get(name, "null")
             ]
             if changed:
-                raise BaizeError(
-                    f"{self.path} was begun with other settings:{''.join(changed)}\n"
-                    "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
-                )
-            self._write("INSERT OR IGNORE INTO settings VALUES (?, ?)", purpose, json.dumps(now))
+                text = SAID["table"]["settings"].format(changed="".join(changed))
+                raise BaizeError(f"{self.path} {text}")
+            insert = "INSERT OR IGNORE INTO settings VALUES (?, ?)"
+            self.write_now((insert, purpose, json.dumps(now)))
 
 
 def sendable(text: str) -> str:
     """Text without lone halves of surrogate pairs, which neither SQLite nor UTF-8 can say."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _shown(value: Any) -> str:
-    return f"{json.dumps(value, ensure_ascii=False):.80}"

@@ -26,13 +26,12 @@ from baize_lib.teacher.prices import Usage
 __all__ = ["TeacherError", "RunStopped"]
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
-_SAID = tomllib.loads(Path(__file__).with_name("errors.toml").read_text(encoding="utf-8"))
-_FINISH = {theirs: ours for ours, names in _SAID["finish"].items() for theirs in names.split()}
+SAID = tomllib.loads(Path(__file__).with_name("errors.toml").read_text(encoding="utf-8"))
+_FINISH = {theirs: ours for ours, names in SAID["finish"].items() for theirs in names.split()}
 _MEANS = {
-    name: re.compile(pattern, re.VERBOSE | re.IGNORECASE)
-    for name, pattern in _SAID["means"].items()
+    name: re.compile(pattern, re.VERBOSE | re.IGNORECASE) for name, pattern in SAID["means"].items()
 }
-_FIELDS = re.compile(rf"(?<!\w)(?:{'|'.join(_SAID['fields'].split())})(?!\w)")
+_FIELDS = re.compile(rf"(?<!\w)(?:{'|'.join(SAID['fields'].split())})(?!\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
     said = list(dict.fromkeys(filter(None, _words_of(body))))
     reason, everything = said[0][:300] if said else "no reason given", " ".join(said)
-    remedies = _SAID["remedies"]
+    remedies = SAID["remedies"]
 
     def means(name: str) -> bool:
         return bool(_MEANS[name].search(everything))
@@ -221,7 +220,7 @@ def _words_of(body: Any) -> Iterator[str]:
         text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]+>", " ", body)
         yield " ".join(text.split())
     elif isinstance(body, Mapping):
-        for key in _SAID["telling"].split():
+        for key in SAID["telling"].split():
             if body.get(key):
                 yield from _words_of(body[key])
     elif isinstance(body, list | tuple):

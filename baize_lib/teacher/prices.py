@@ -8,9 +8,10 @@
 import importlib.metadata
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from operator import add
+from typing import Any, NamedTuple
 
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS
@@ -31,11 +32,7 @@ class Usage:
     output: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.input + other.input,
-            self.cached_input + other.cached_input,
-            self.output + other.output,
-        )
+        return Usage(*map(add, astuple(self), astuple(other)))
 
     @property
     def total(self) -> int:
@@ -57,26 +54,22 @@ class Price:
     def cost(self, usage: Usage, batch: bool = False) -> float:
         """USD for `usage`; with `batch`, through the Batch API."""
         cached = self.input if self.cached_input is None else self.cached_input
-        millionths = (
-            (usage.input - usage.cached_input) * self.input
-            + usage.cached_input * cached
-            + usage.output * self.output
-        )
-        return millionths / 1e6 * (self.batch_factor if batch else 1.0)
+        new = usage.input - usage.cached_input
+        bill = new * self.input + usage.cached_input * cached + usage.output * self.output
+        return bill / 1e6 * (self.batch_factor if batch else 1.0)
 
     def __str__(self) -> str:
         if not (self.input or self.output):
             return f"{self.model}: $0 ({self.source})"
-        return (
-            f"{self.model}: ${self.input:g} in, ${self.output:g} out per million tokens "
-            f"({self.source}, {self.as_of})"
-        )
+        usd = f"${self.input:g} in, ${self.output:g} out per million tokens"
+        return f"{self.model}: {usd} ({self.source}, {self.as_of})"
 
 
 FREE = Price("local", 0.0, 0.0, source="runs on this machine")
 PRICE_2023 = Price(
     "gpt-3.5-turbo", 2.0, 2.0, as_of="2023-03", source="OpenAI's launch price, $0.002 per 1K tokens"
 )
+SHADOW_TEACHERS: tuple[str | Price, ...] = ("gpt-4.1-nano", "gpt-4o-mini", "gpt-5-mini", PRICE_2023)
 
 
 class UnknownPrice(BaizeError):  # noqa: N818
@@ -105,7 +98,7 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
     try:
         if year:
             raise LookupError(year)
-        prices = [_usd_per_million(model, address, hour) for hour in range(24)]
+        bills = [_usd_per_million(model, address, hour) for hour in range(24)]
     except (LookupError, ValueError):
         if address is not None:
             return price_of(model)
@@ -115,43 +108,37 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
             "million tokens in and out; 0/0 for a server of your own), or give "
             f"Price({model!r}, 0.5, 1.5)"
         ) from None
-    full, output, cached, *batch = (max(column) for column in zip(*prices, strict=True))
-    shares = [new / old for new, old in zip(batch, (full, output), strict=True) if old]
+    read, said, cached, batch_read, batch_said, checked = map(max, zip(*bills, strict=True))
+    shares = [new / old for new, old in ((batch_read, read), (batch_said, said)) if old]
     source = f"genai-prices {importlib.metadata.version('genai-prices')}"
-    factor = round(max(shares, default=1.0), 4)
-    return Price(model, full, output, cached, factor, source, _checked_on(model, address))
+    return Price(model, read, said, cached, round(max(shares, default=1.0), 4), source, checked)
 
 
-def _usd_per_million(model: str, address: str | None, hour: int) -> tuple[float, ...]:
-    """USD per million tokens: input, output, cached input, and the first two through a batch."""
-    from genai_prices import Usage as Tokens
-    from genai_prices import calc_price
+def _usd_per_million(model: str, address: str | None, hour: int) -> tuple[Any, ...]:
+    """USD for a million tokens: read, written, cached, the first two in a batch; when checked."""
+    import genai_prices
 
-    today = datetime.now(UTC).replace(hour=hour)
-
-    def usd(context: dict[str, str] | None, **tokens: int) -> float:
-        bill = calc_price(
-            Tokens(**tokens), model_ref=model, provider_api_url=address, price_context=context,
-            genai_request_timestamp=today,
+    def bill(context: dict[str, str] | None = None, **tokens: int) -> Any:
+        return genai_prices.calc_price(
+            genai_prices.Usage(**tokens), model, provider_api_url=address, price_context=context,
+            genai_request_timestamp=datetime.now(UTC).replace(hour=hour),
         )  # fmt: skip
-        return float(bill.total_price * 1000)
 
-    read, written, batch = {"input_tokens": 1000}, {"output_tokens": 1000}, {"processing": "batch"}
-    return (
-        usd(None, **read), usd(None, **written), usd(None, **read, cache_read_tokens=1000),
-        usd(batch, **read), usd(batch, **written),
+    read, said, batch = {"input_tokens": 1000}, {"output_tokens": 1000}, {"processing": "batch"}
+    bills = (
+        bill(**read), bill(**said), bill(**read, cache_read_tokens=1000),
+        bill(batch, **read), bill(batch, **said),
     )  # fmt: skip
+    return *(float(b.total_price * 1000) for b in bills), _checked_on(bills[0].model)
 
 
-def _checked_on(model: str, address: str | None) -> str:
+def _checked_on(model: Any) -> str:
     """When genai-prices last checked this model, else when it last checked any."""
     from genai_prices.data_snapshot import get_snapshot
 
-    snapshot = get_snapshot()
-    _, found = snapshot.find_provider_model(model, None, None, address)
-    every = (m.price_comments or "" for p in snapshot.providers for m in p.models)
+    every = (m.price_comments or "" for p in get_snapshot().providers for m in p.models)
     checked = re.compile(r"(?:verified|checked|updated)(?: on)? (\d{4}-\d\d-\d\d)", re.IGNORECASE)
-    own = checked.findall(found.price_comments or "")
+    own = checked.findall(model.price_comments or "")
     return max(own or checked.findall("\n".join(every)), default="undated")
 
 
@@ -163,16 +150,12 @@ class ShadowCost(NamedTuple):
     as_of: str
 
 
-SHADOW_TEACHERS: tuple[str | Price, ...] = ("gpt-4.1-nano", "gpt-4o-mini", "gpt-5-mini", PRICE_2023)
-
-
 def shadow_cost(
     usage: Usage, models: Sequence[str | Price] = SHADOW_TEACHERS
 ) -> tuple[ShadowCost, ...]:
-    """What the same tokens would cost elsewhere: a free run has a price too.
+    """What the same tokens would cost elsewhere: an estimate from above, for a free run too.
 
-    Another model counts tokens a little differently and has other cache hits, so cached input is
-    billed in full: read it as an estimate from above.
+    Other models count tokens a little differently; cached input is billed in full.
     """
     plain = Usage(input=usage.input, output=usage.output)
     prices = [model if isinstance(model, Price) else price_of(model) for model in models]
