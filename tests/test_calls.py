@@ -213,7 +213,7 @@ async def _interleave(path, steps, cap):
                     number, Reply("x", "stop", Usage(tokens, 0, 1), cost_usd=paid / PICO)
                 )
             else:
-                getattr(calls, what if what in ("doubtful", "unbilled") else "unbilled")(number)
+                calls.failed(number, billed=what == "doubtful")
         _check_sum(calls, cap)
     held.__exit__(None, None, None)
 

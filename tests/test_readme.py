@@ -21,8 +21,7 @@ from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.models import weights
 from baize_lib.models.base import Base
 from baize_lib.teacher.budget import Budget
-from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.keys import find_key
+from baize_lib.teacher.client import Teacher, find_key
 from baize_lib.teacher.prices import Price
 from baize_lib.training.lora import attach
 from baize_lib.training.settings import TrainingSettings

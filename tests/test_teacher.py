@@ -21,7 +21,7 @@ from stub_server import StubServer
 from baize_lib.config import BaizeError
 from baize_lib.teacher.budget import Budget, BudgetExceeded
 from baize_lib.teacher.calls import Calls
-from baize_lib.teacher.client import Teacher, token_bound
+from baize_lib.teacher.client import Teacher, as_key, find_key, token_bound
 from baize_lib.teacher.errors import (
     LONGEST_WAIT,
     KeyRejected,
@@ -30,7 +30,6 @@ from baize_lib.teacher.errors import (
     read_answer,
     read_refusal,
 )
-from baize_lib.teacher.keys import as_key, find_key
 from baize_lib.teacher.local import local_teacher, teacher_for
 from baize_lib.teacher.pace import Pace
 from baize_lib.teacher.prices import Price, UnknownPrice, Usage

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from baize_lib.config import BaizeError, cache_dir
 from baize_lib.course.tiers import Tier, current_tier
 from baize_lib.models.weights import MODELS
-from baize_lib.teacher.keys import find_key
+from baize_lib.teacher.client import find_key
 
 __all__ = ["check_environment"]
 

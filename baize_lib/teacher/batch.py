@@ -177,7 +177,7 @@ class BatchTeacher(Teacher):
             await self.calls.answered(number, self._priced(outcome, batch=True))
             return
         outcome = self._without_key(outcome)
-        (self.calls.doubtful if outcome.billed else self.calls.unbilled)(number)
+        self.calls.failed(number, billed=outcome.billed)
         self.errors[outcome.kind] += 1
         self._tries[key] += 1
         asked = dict.fromkeys(name for name in outcome.fields if name != "max_completion_tokens")

@@ -206,7 +206,7 @@ class Calls:
         try:
             await self._written(INSERT, number, *map(sendable, call), batch, request, *held)
         except BaseException:
-            self.unbilled(number)
+            self.failed(number, billed=False)
             raise
         return number
 
@@ -217,15 +217,11 @@ class Calls:
         how = (reply.estimated, reply.finish_reason, reply.text)
         await self._written(ANSWER, pico, *astuple(reply.usage), *how, number)
 
-    def unbilled(self, number: int) -> None:
-        """Forget a call that certainly cost nothing."""
-        self._settle(number, 0, 0)
-        self._write("DELETE FROM calls WHERE id = ?", number)
-
-    def doubtful(self, number: int) -> None:
-        """A call ended without an answer, and may have been billed: it counts at its bound."""
-        self._settle(number, *self._reserved[number], doubtful=True)
-        self._write("UPDATE calls SET state = 'doubtful' WHERE id = ?", number)
+    def failed(self, number: int, *, billed: bool) -> None:
+        """A call gave no answer: forget it, or count it at its bound if it may have been billed."""
+        self._settle(number, *(self._reserved[number] if billed else (0, 0)), doubtful=billed)
+        keep, forget = "UPDATE calls SET state = 'doubtful'", "DELETE FROM calls"
+        self._write(f"{keep if billed else forget} WHERE id = ?", number)
 
     def _settle(self, number: int, pico: int, tokens: int, *, doubtful: bool = False) -> None:
         self.budget.settle(self._reserved.pop(number), pico / PICO, tokens, uncertain=doubtful)

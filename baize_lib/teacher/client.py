@@ -10,11 +10,13 @@ on disk before you see it. The SDK's own retries hide what they spend, so they a
 """
 
 import asyncio
+import getpass
 import hashlib
 import json
 import os
 import random
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,14 +34,13 @@ from baize_lib.teacher.calls import Call, Calls, sendable
 from baize_lib.teacher.errors import (
     Failure,
     Halted,
+    KeyRejected,
     Reply,
     RunStopped,
     TeacherError,
     read_answer,
-    read_broken_line,
-    read_refusal,
+    read_error,
 )
-from baize_lib.teacher.keys import as_key, find_key
 from baize_lib.teacher.pace import Pace
 from baize_lib.teacher.prices import Price, Usage, price_of
 
@@ -69,22 +70,61 @@ def token_bound(
     return len(sendable(text).encode()) + len(schema) + 8 * len(messages) + 32
 
 
+def find_key(*, needed: bool = True) -> SecretStr | None:
+    """The key: from `OPENAI_API_KEY`, Colab's secrets, or typed in where someone can type.
+
+    Nobody is asked to type one that is not `needed`. Raises a BaizeError that says where to put it.
+    """
+    if found := os.environ.get("OPENAI_API_KEY") or _colab_secret():
+        return as_key(found)
+    if not needed:
+        return None
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
+        return as_key(getpass.getpass("OpenAI API key (not shown, not stored): "))
+    raise BaizeError(
+        "no OPENAI_API_KEY in the environment: set it, or use a teacher on this machine with "
+        "BAIZE_TIER=laptop"
+    )
+
+
+def _colab_secret() -> str | None:
+    if "google.colab" not in sys.modules:
+        return None
+    from google.colab import userdata
+
+    try:
+        return userdata.get("OPENAI_API_KEY")
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
+        return None
+
+
+def as_key(text: str) -> SecretStr:
+    """`text` as a key, the space around it cut off; raises `KeyRejected` if it can be none."""
+    if not re.fullmatch(r"[!-~]+", text.strip()):
+        raise KeyRejected(
+            "the API key is empty or holds a character no key has (a space, a line break, a "
+            "letter outside ASCII): copy it again",
+            kind="bad key",
+        )
+    return SecretStr(text.strip())
+
+
 class Teacher:
     """A chat model behind an OpenAI-compatible address. Use it as `async with Teacher(…)`.
 
     Args:
-        model: the name sent to the server.
         base_url: None takes `OPENAI_BASE_URL`, else OpenAI's own address.
         api_key: None takes `OPENAI_API_KEY` (or asks for it) unless `base_url` was given here: a
             key is never sent to another server unasked. A server of your own may need none.
         price: None looks it up; an unknown model is an error, not $0.
-        calls: the table its calls are kept in; None keeps them in memory.
-        budget: the cap, a `Budget` or USD, where no `calls` are given: they bring their own.
+        calls: the table its calls are kept in, with its cap; None keeps them in memory, up to
+            `budget` (a `Budget` or USD).
         max_concurrency: the most calls in flight; fewer after a 429, a 503 or a timeout.
         timeout: seconds without a byte from the server before an attempt is given up.
-        max_attempts: tries of one call on 5xx, timeouts and dropped connections, four times as
-            many on 429, 503 and 529; only 3 that may be billed though nothing came back.
-        backoff: seconds; the n-th retry waits a random time up to backoff·2ⁿ ("full jitter").
+        max_attempts: tries of one call, four times as many where the server is only busy; a random
+            time up to backoff·2ⁿ seconds lies before the n-th ("full jitter").
         weak: it needs worked examples and a grammar to keep to a form (the 135M model does).
     """
 
@@ -155,11 +195,9 @@ class Teacher:
         Args:
             messages: a question, or `{"role", "content"}` rows, the last one usually the user's.
             max_tokens: the cap of the reply, tokens (for a thinking model its thoughts too).
-            temperature, top_p: None leaves them out (some models refuse them).
-            seed: of the sampling, for servers that take one.
+            temperature, top_p, seed, stop: None leaves a setting out (some models refuse it).
             extra: more fields for the request's body, such as `response_format` or `grammar`.
-            purpose, subject, part: what the call is for, as the bill will name it, for example
-                "self-chat", "general-001", "assistant 1".
+            purpose, subject, part: what it is for: "self-chat", "general-001", "assistant 1".
             attempt: another number asks the same again and pays again.
 
         Raises:
@@ -223,19 +261,17 @@ class Teacher:
         """One try in one of the places in flight: noted before it is made, settled after."""
         spell = await self.pace.enter()
         try:
-            number = await self._begin(call, bound)
-            if number is None:
+            if (number := await self._begin(call, bound)) is None:
                 return self._stopped
             sent, outcome = self._as_sent(request), Failure("interrupted", "", billed=True)
             try:  # once more: the run may have been stopped meanwhile
                 outcome = self._stopped or await self._send(sent, bound)
             finally:
                 if isinstance(outcome, Failure):
-                    (self.calls.doubtful if outcome.billed else self.calls.unbilled)(number)
-            if outcome is self._stopped:
-                return outcome
+                    self.calls.failed(number, billed=outcome.billed)
             if isinstance(outcome, Failure):
-                return self._learn(outcome, request, sent, spell)
+                known = outcome is self._stopped
+                return outcome if known else self._learn(outcome, request, sent, spell)
             self._proven = True
             self.pace.answered(spell, outcome.usage.total)
             outcome = self._priced(outcome)
@@ -301,30 +337,21 @@ class Teacher:
         outcome = await self._exchange(
             lambda client: client.post("/chat/completions", cast_to=httpx2.Response, body=request)
         )
-        if isinstance(outcome, Failure):
-            return outcome
-        reply = read_answer(outcome.content, bound)
-        return self._without_key(reply) if isinstance(reply, Failure) else reply
+        if not isinstance(outcome, Failure):
+            outcome = read_answer(outcome.content, bound)
+        return self._without_key(outcome) if isinstance(outcome, Failure) else outcome
 
     async def _exchange(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `ask` gets from the SDK's client, or the Failure that came instead.
 
         Returned, not raised: a traceback through the SDK's frames would carry the key.
         """
-        import openai
-
-        failure = None
         try:
             return await ask(self._connection())
         except asyncio.CancelledError:
-            pass  # raised anew below
-        except openai.APIStatusError as error:
-            failure = read_refusal(error.status_code, error.body, error.response.headers)
-        except openai.APIConnectionError as error:
-            failure = read_broken_line(error)
+            failure = None
         except Exception as error:  # noqa: BLE001  whatever it is, it comes without its frames
-            text = f"{type(error).__name__}: {error}"[:300]
-            failure = Failure("client error", text, billed=True)
+            failure = read_error(error)
         if failure is None:
             raise asyncio.CancelledError
         return self._without_key(failure)

@@ -1,9 +1,9 @@
 """What came back from a teacher, and what it means: a reply, a retry, a failure, or the end.
 
-The table, in short. 429, 5xx, timeouts and broken connections: try again. 400, a flagged question,
-a prompt too long: this call fails. 401, 404, no money, no such model: the run stops. Billed though
-there is no reply, perhaps: a timeout, a connection broken after sending, a gateway's 502 or 504,
-an answer that cannot be read.
+What each refusal means stands in `errors.toml`. In short: 429, 5xx, timeouts and broken
+connections: try again. 400, a flagged question, a prompt too long: this call fails. 401, 404, no
+money, no such model: the run stops. Billed though there is no reply, perhaps: a timeout, a
+connection broken after sending, a gateway's 502 or 504, an answer that cannot be read.
 
 >>> read_refusal(429, {"message": "Slow down"}, {"retry-after": "2"}).wait
 2.0
@@ -180,38 +180,26 @@ def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
     said = list(dict.fromkeys(filter(None, _words_of(body))))
     reason, everything = said[0][:300] if said else "no reason given", " ".join(said)
-    remedies = SAID["remedies"]
+    rule = next(
+        rule
+        for rule in SAID["refusals"]
+        if re.fullmatch(rule.get("status", ".*"), str(status))
+        if "means" not in rule or _MEANS[rule["means"]].search(everything)
+    )
+    wait = _retry_after(headers)
+    if rule.get("retry") and (wait or 0) > LONGEST_WAIT:
+        remedy = f"it asks to wait {wait:.0f} s: run again then to go on"
+        rule = {"remedy": remedy, "error": "RunStopped"}
+    remedy = rule["remedy"].format(location=headers.get("location", "another address"))
+    fields = _FIELDS.findall(everything) if rule.get("fields") else ()  # in the order of the text
+    kind = rule.get("kind", str(status))
+    return _failure(rule, kind, f"{status}: {reason}: {remedy}", wait=wait, fields=tuple(fields))
 
-    def means(name: str) -> bool:
-        return bool(_MEANS[name].search(everything))
 
-    def failure(remedy: str, error: type[TeacherError] = TeacherError, **more: Any) -> Failure:
-        kind = more.pop("kind", str(status))
-        return Failure(kind, f"{status}: {reason}: {remedy}", error=error, **more)
-
-    if status == 402 or means("no_money"):
-        return failure(remedies["402"], RunStopped, kind="no money")
-    if 300 <= status < 400:
-        where = headers.get("location", "another address")
-        return failure(f"it sends us on to {where}: set base_url to it if you trust it", RunStopped)
-    if status in (400, 403, 422) and means("flagged"):
-        return failure("this request was refused for what it asks", kind="flagged")
-    if str(status) in remedies:
-        return failure(remedies[str(status)], KeyRejected if status == 401 else RunStopped)
-    if status in (408, 409, 429) or status >= 500:
-        wait = _retry_after(headers)
-        if wait is not None and wait > LONGEST_WAIT:
-            return failure(f"it asks to wait {wait:.0f} s: run again then to go on", RunStopped)
-        gave_up = status in (408, 502, 504) or (status > 511 and status != 529)  # perhaps billed
-        crowded = status in (408, 429, 503, 504, 529)
-        remedy = "wait a little and run again to go on"
-        return failure(remedy, billed=gave_up, retry=True, crowded=crowded, wait=wait)
-    if means("not_taken"):  # the fields, in the order of the text
-        remedy = "change the request: this model takes other settings"
-        return failure(remedy, RunStopped, fields=tuple(_FIELDS.findall(everything)))
-    if means("too_long"):
-        return failure("this dialogue has outgrown the model's context", kind="too long")
-    return failure("change the request", RunStopped if means("wrong_model") else TeacherError)
+def _failure(rule: Mapping[str, Any], kind: str, text: str, **more: Any) -> Failure:
+    flags = {name: rule[name] for name in ("billed", "retry", "crowded") if name in rule}
+    error = {"RunStopped": RunStopped, "KeyRejected": KeyRejected}.get(rule.get("error"))
+    return Failure(kind, text, error=error or TeacherError, **flags, **more)
 
 
 def _words_of(body: Any) -> Iterator[str]:
@@ -245,19 +233,15 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, wait) if wait < float("inf") else None
 
 
-def read_broken_line(error: BaseException | None) -> Failure:
-    """A connection that failed: only one that was never made is certainly not billed."""
-    causes = set()
-    while error is not None:
-        causes.add(type(error).__name__)
-        error = error.__cause__ or error.__context__
-    if causes & {"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"}:
-        text = "no connection: check the network and base_url, then run again to go on"
-        return Failure("no connection", text, retry=True)
-    if causes & {"SocketTimeoutError", "TimeoutError"}:
-        text = "no answer in time: run again to go on, or raise timeout"
-        return Failure("timeout", text, billed=True, retry=True, crowded=True)
-    if causes & {"BadStatusLine", "BadHttpMessage", "InvalidURLError"}:
-        text = "what answers there is no web server: check base_url"
-        return Failure("no web server", text, error=RunStopped)
-    return Failure("dropped", "the connection broke: run again to go on", billed=True, retry=True)
+def read_error(error: Exception) -> Failure:
+    """What an error of the SDK means: only a connection never made is certainly not billed."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return read_refusal(error.status_code, error.body, error.response.headers)
+    causes, cause = set(), error
+    while cause is not None:
+        causes |= {kind.__name__ for kind in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
+    rule = next(rule for rule in SAID["broken"] if causes & set(rule["causes"].split()))
+    return _failure(rule, rule["kind"], rule["text"].format(error=f"{error!r:.300}"))

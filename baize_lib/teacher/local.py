@@ -14,19 +14,15 @@ import atexit
 import functools
 import importlib.util
 import itertools
-import queue
 import secrets
 import threading
-import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS, model_file
-from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.keys import as_key
+from baize_lib.teacher.client import Teacher, as_key
 from baize_lib.teacher.prices import FREE, Price
 from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
@@ -131,7 +127,7 @@ def _free_cores() -> int:
 
 
 class _OpenVino:
-    """A model in OpenVINO, and the one thread that steps its batch."""
+    """A model in OpenVINO; whoever waits for an answer steps the batch for all."""
 
     def __init__(self, model_file: Path, slots: int, context: int) -> None:
         import openvino_genai as genai
@@ -144,10 +140,10 @@ class _OpenVino:
         except RuntimeError as error:
             raise BaizeError(f"OpenVINO can't read {model_file}; use llama.cpp: {error}") from error
         self.tokenizer, self.context = self.pipeline.get_tokenizer(), context
-        self.inbox: queue.Queue[tuple | None] = queue.Queue()
-        self.ended = threading.Event()
-        threading.Thread(target=self.work, daemon=True).start()
-        atexit.register(self.stop)
+        self.numbers, self.pause = itertools.count(), 0.001
+        self.under_way: asyncio.Task[None] | None = None
+        self.stepping = threading.Lock()
+        atexit.register(self.stepping.acquire)  # the interpreter must not go away under a step
 
     def read(self, asked: ChatRequest) -> tuple[Any, Any]:
         """A request as (prompt's tokens, settings); a ValueError says what is wrong with it."""
@@ -166,55 +162,33 @@ class _OpenVino:
             config.temperature, config.top_p = asked.temperature, asked.top_p
         return ids, config
 
-    def work(self) -> None:
-        """Step the batch while there is one, else wait for a request; until `stop`."""
-        live: dict[Future, Any] = {}
-        numbers = itertools.count()
-        while True:
-            while not live or not self.inbox.empty():
-                if (job := self.inbox.get()) is None:
-                    return self.ended.set()
-                future, ids, config = job
-                live[future] = self.pipeline.add_request(next(numbers), ids, config)
-            error = None
-            try:
-                self.pipeline.step()
-            except RuntimeError as failure:  # OpenVINO's: no answer of this batch can go on
-                error = failure
-            over = [future for future, handle in live.items() if _over(future, handle, error)]
-            for future in over:
-                del live[future]
-            # A step holds Python's lock: leave a moment to send answers and take what follows.
-            time.sleep(0.01 if over else 0.001)
-
     async def answer(self, asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
         """A request's whole answer, once it is written."""
         ids, config = self.read(asked)
-        future: Future = Future()
-        self.inbox.put((future, ids, config))
-        found = await asyncio.wrap_future(future)
-        text = self.tokenizer.decode(found.generated_ids)
+        handle = self.pipeline.add_request(next(self.numbers), ids, config)
+        try:
+            while handle.get_status().name == "RUNNING":
+                if self.under_way is None or self.under_way.done():
+                    self.under_way = asyncio.create_task(self.step())
+                await asyncio.shield(self.under_way)
+            found = handle.read_all()
+        finally:  # failed, or nobody waits for it any more
+            if handle.get_status().name == "RUNNING":
+                handle.cancel()
+        if not found:
+            raise RuntimeError("the cache is full: ask for fewer at once")
+        self.pause = 0.01
+        text = self.tokenizer.decode(found[0].generated_ids)
         for stop in config.stop_strings:  # OpenVINO cuts off whole tokens only
             text = text.partition(stop)[0]
-        reason = "stop" if found.finish_reason.name == "STOP" else "length"
-        yield text, Written(reason, ids.get_size(), len(found.generated_ids))
+        reason = "stop" if found[0].finish_reason.name == "STOP" else "length"
+        yield text, Written(reason, ids.get_size(), len(found[0].generated_ids))
 
-    def stop(self) -> None:
-        """End the thread between two steps: the interpreter must not go away under it."""
-        self.inbox.put(None)
-        self.ended.wait(30)
-
-
-def _over(future: Future, handle: Any, error: Exception | None) -> bool:
-    """Hand over a finished answer, or drop one that failed or that nobody waits for any more."""
-    if future.cancelled() or error:
-        handle.cancel()
-    elif handle.get_status().name == "RUNNING":
-        return False
-    if future.set_running_or_notify_cancel():
-        found = handle.read_all() if not error else []
-        if found:
-            future.set_result(found[0])
-        else:
-            future.set_exception(error or RuntimeError("the cache is full: ask for fewer at once"))
-    return True
+    async def step(self) -> None:
+        """One more token of every answer. A step holds Python's lock, so first leave a moment, to
+        send answers and take what follows.
+        """
+        pause, self.pause = self.pause, 0.001
+        await asyncio.sleep(pause)
+        with self.stepping:
+            self.pipeline.step()

@@ -38,7 +38,7 @@ class CostMeter:
         self.budget, self.target, self.shadow = budget, target, shadow
         self.errors: Counter[str] = Counter() if errors is None else errors
         self.usage, self.dialogues, self._usd = Usage(), 0, 0.0  # failed lines cost too
-        self._fresh = (0, 0)  # (dialogues, tokens) of this time, for the rates
+        self._fresh_dialogues = self._fresh_tokens = 0  # of this time, for the rates
         self._began = self._drawn = time.monotonic()
         self._ended: float | None = None
         self._display: Any = None
@@ -49,30 +49,30 @@ class CostMeter:
         self.usage += usage
         self.dialogues += done
         self._usd += line["cost_usd"]
-        if fresh:
-            self._fresh = (self._fresh[0] + done, self._fresh[1] + usage.total)
-            if time.monotonic() - self._drawn >= INTERVAL:
-                self._draw()
+        self._fresh_dialogues += fresh * done
+        self._fresh_tokens += fresh * usage.total
+        if fresh and time.monotonic() - self._drawn >= INTERVAL:
+            self._draw()
 
     def rows(self) -> dict[str, str]:
         """What the display shows."""
-        budget, (done, tokens) = self.budget, self._fresh
+        budget, left = self.budget, max(self.target - self.dialogues, 0)
         seconds = max((self._ended or time.monotonic()) - self._began, 1e-9)
         rows = {"spent": money(budget.spent_usd), "reserved": money(budget.reserved_usd)}
         if budget.usd is not None:
             rows["cap"] = money(budget.usd)
         if budget.uncertain_usd:
             rows["of it uncertain"] = money(budget.uncertain_usd)
-        goal = f" of {self.target:,}" if self.target else ""
-        rows["dialogues"] = f"{self.dialogues:,}{goal}"
+        rows["dialogues"] = f"{self.dialogues:,}" + (f" of {self.target:,}" if self.target else "")
         if self.dialogues:
             rows["per 1,000 dialogues"] = money(1000 * budget.spent_usd / self.dialogues)
-        rows |= {"tokens": f"{self.usage.total:,}", "tokens/s": f"{tokens / seconds:,.0f}"}
-        left = max(self.target - self.dialogues, 0)
+        rows["tokens"] = f"{self.usage.total:,}"
+        rows["tokens/s"] = f"{self._fresh_tokens / seconds:,.0f}"
         if self._ended:
-            rows["time"] = _duration(seconds)
-        elif left and done:
-            rows["time left"] = _duration(left * seconds / done)
+            rows["time"] = str(timedelta(seconds=round(seconds)))
+        elif left and self._fresh_dialogues:
+            seconds_left = round(left * seconds / self._fresh_dialogues)
+            rows["time left"] = str(timedelta(seconds=seconds_left))
         if left and self.dialogues and self._usd:
             usd = budget.spent_usd + left * self._usd / self.dialogues
             rows[f"at {self.target:,} dialogues"] = money(usd)
@@ -82,27 +82,22 @@ class CostMeter:
         return rows | {f"errors: {kind}": f"{n:,}" for kind, n in sorted(self.errors.items())}
 
     def _draw(self) -> None:
-        self._drawn = time.monotonic()
-        text = " · ".join(f"{name} {value}" for name, value in self.rows().items())
+        self._drawn, rows = time.monotonic(), self.rows()
+        text = " · ".join(f"{name} {value}" for name, value in rows.items())
         ipython = sys.modules.get("IPython")
         if ipython and getattr(ipython.get_ipython(), "kernel", None):
-            self._draw_table(text)
+            cell = "<tr><th>{}</th><td>{}</td></tr>".format
+            cells = "".join(cell(*map(html.escape, row)) for row in rows.items())
+            shown = {"text/plain": text, "text/html": f"<table>{cells}</table>"}
+            if self._display:
+                self._display.update(shown, raw=True)
+            else:
+                self._display = ipython.display.display(shown, raw=True, display_id=True)
         elif sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
             print("\r" + text[:width].ljust(width), end="\n" if self._ended else "", flush=True)
         elif self._ended:
             print(text)
-
-    def _draw_table(self, text: str) -> None:
-        from IPython.display import display
-
-        rows = ((html.escape(name), html.escape(value)) for name, value in self.rows().items())
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        shown = {"text/plain": text, "text/html": f"<table>{cells}</table>"}
-        if self._display:
-            self._display.update(shown, raw=True)
-        else:
-            self._display = display(shown, raw=True, display_id=True)
 
     def __enter__(self) -> "CostMeter":
         return self
@@ -110,7 +105,3 @@ class CostMeter:
     def __exit__(self, *_: object) -> None:
         self._ended = time.monotonic()
         self._draw()
-
-
-def _duration(seconds: float) -> str:
-    return f"{timedelta(seconds=round(seconds))}"
