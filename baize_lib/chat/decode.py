@@ -12,7 +12,6 @@ The speed beside transformers' own `generate` is measured by `tests/benchmarks/b
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -95,16 +94,15 @@ def _products(model: Any, adapter: str | None, packs: dict) -> list[tuple[Any, C
     layers: dict[str, Any] = {}
     inside: tuple[str, ...] = ()
     for name, layer in model.named_modules():
-        if name.startswith(inside):
+        adapted = isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        if name.startswith(inside) or not (adapted or type(layer) is torch.nn.Linear):
             continue
-        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        if adapted:
             inside = (*inside, f"{name}.")
             plain = type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear
             if not plain or layer.lora_variant.get(adapter) or layer.lora_bias.get(adapter):
                 return []
-            layers[name] = layer
-        elif type(layer) is torch.nn.Linear:
-            layers[name] = layer
+        layers[name] = layer
     weights = [getattr(layer, "base_layer", layer).weight for layer in layers.values()]
     if not (
         hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -128,10 +126,5 @@ def _product(name: str, layer: Any, adapter: str | None, packs: dict) -> Callabl
         with torch.no_grad():
             weight = plain.weight + layer.get_delta_weight(own) if own else plain.weight.detach()
             packs[key] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
-    return functools.partial(_multiply, packs[key], plain.bias)
-
-
-def _multiply(weight: Any, bias: Any, x: Any) -> Any:
-    import torch
-
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    packed, multiply = packs[key], torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, plain.bias, "none", [], "")

@@ -64,11 +64,7 @@ class _Talk:
 
 
 def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
-    """Open the page on this machine; thumbs go into the run, `launch` to Gradio's `launch`.
-
-    Raises:
-        BaizeError: Gradio is not installed, or the port is in use.
-    """
+    """Open the page on this machine; thumbs go into the run, `launch` to Gradio's `launch`."""
     try:
         import gradio as gr
     except ImportError as error:
@@ -96,27 +92,26 @@ def _page(chat: ChatModel, run: Run) -> "Blocks":
                 with gr.Column(min_width=280):
                     columns.append(gr.HTML(empty, elem_id=f"talk-{name}"))
                     with gr.Row():
-                        for mark in ("👍 good", "👎 bad"):
-                            button = gr.Button(mark, size="sm", min_width=80)
-                            thumbs.append((name, "good" in mark, button))
+                        for good, mark in ((True, "👍 good"), (False, "👎 bad")):
+                            thumbs.append((name, good, gr.Button(mark, size="sm", min_width=80)))
         box = gr.Textbox(label="your question", placeholder="Ask something", lines=1, max_lines=6)
         which = gr.Radio([BOTH, *models], value=BOTH, label="who answers")
         with gr.Row():
             send = gr.Button("Send", variant="primary", min_width=80)
             stop, new = gr.Button("Stop", min_width=80), gr.Button("New", min_width=80)
         said = gr.HTML()
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        shy = {"api_visibility": "private", "show_progress": "hidden"}
+        at_once = {"queue": False, **shy}
         gr.on(
             [box.submit, send.click], functools.partial(_respond, chat, models),
-            [box, state, which], [box, *columns], concurrency_limit=None, **quiet,
+            [box, state, which], [box, *columns], concurrency_limit=None, **shy,
             trigger_mode="multiple",
         )  # fmt: skip
         for button, clear in ((stop, False), (new, True)):
-            halt = functools.partial(_halt, models, clear)
-            button.click(halt, [state], columns, queue=False, **quiet)
+            button.click(functools.partial(_halt, models, clear), [state], columns, **at_once)
         for name, good, button in thumbs:
             vote = functools.partial(_vote, chat, run, name, good)
-            button.click(vote, [state], [said], queue=False, **quiet)
+            button.click(vote, [state], [said], **at_once)
     return page
 
 
@@ -217,11 +212,10 @@ def _whose(chat: ChatModel, run: Run) -> str:
     name = MODELS[chat.base.name].title if chat.base.name in MODELS else chat.base.name
     if "tuned" not in chat.adapters:
         return f"{name}, untrained"
-    folder = Path(chat.adapters["tuned"])
+    folder, told = Path(chat.adapters["tuned"]), run.path / "run.json"
     named = {run.adapter_dir: f"of run {run.path.name}"}
     named[data_dir() / "adapter"] = "recorded with the course"
     whose = f"the adapter {named.get(folder, f'in {folder}')}"
-    told = run.path / "run.json"
     if folder == run.adapter_dir and told.is_file():
         tier = json.loads(told.read_text("utf-8"))["tier"]
         whose += f" (tier {tier['name']}, teacher {tier['teacher']})"

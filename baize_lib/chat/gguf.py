@@ -12,15 +12,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from baize_lib.chat.share import need_room
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import AI_TAG, HEADER, HUMAN_TAG
 from baize_lib.files import write_atomic
-
-if TYPE_CHECKING:
-    import numpy
 
 __all__ = ["export_gguf"]
 
@@ -41,11 +38,8 @@ _SPLITS = {  # how a tokenizer splits text before it looks for tokens -> llama.c
 def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Path:
     """Write the model that `merge` made to the file `out`, and an Ollama Modelfile beside it.
 
-    `quant` is "q8_0" (8 bits a weight and a scale for every 32), "f16" or "f32".
-
-    Raises:
-        BaizeError: no merged model there; an architecture or tokenizer that this cannot write; no
-            room on the disk.
+    `quant` is "q8_0" (8 bits a weight and a scale for every 32), "f16" or "f32". A BaizeError where
+    there is no merged model, or one that this cannot write, or no room on the disk.
     """
     import gguf
     from transformers import AutoConfig, AutoTokenizer
@@ -63,7 +57,8 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
     part = out.with_name(f".{out.name}.part")
     try:
         writer = gguf.GGUFWriter(part, arch)
-        _write_shape(writer, config, quant)
+        writer.add_file_type(gguf.LlamaFileType[_QUANTS[quant]])
+        _write_shape(writer, config)
         _write_tokenizer(writer, tokenizer, split, config.vocab_size, merged)
         for name, tensor, kind in _tensors(merged, config, arch, quant):
             writer.add_tensor(name, tensor, raw_dtype=kind)
@@ -74,7 +69,11 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    write_atomic(out.with_name("Modelfile"), _modelfile(out.name, tokenizer, merged))
+    card = json.loads((merged / "baize_run.json").read_text(encoding="utf-8"))
+    words = {"file": out.name, "header": HEADER[card.get("language", "en")], "human": HUMAN_TAG}
+    words |= {"ai": AI_TAG, "end": tokenizer.eos_token}
+    form = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
+    write_atomic(out.with_name("Modelfile"), Template(form).substitute(words))
     return out
 
 
@@ -94,9 +93,7 @@ def _known(config: Any, tokenizer: Any) -> tuple[str, str]:
     )
 
 
-def _write_shape(writer: Any, config: Any, quant: str) -> None:
-    import gguf
-
+def _write_shape(writer: Any, config: Any) -> None:
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     facts = {
@@ -106,7 +103,6 @@ def _write_shape(writer: Any, config: Any, quant: str) -> None:
         "head_count_kv": config.num_key_value_heads, "key_length": head, "value_length": head,
         "rope_dimension_count": head, "rope_freq_base": config.rope_parameters["rope_theta"],
         "layer_norm_rms_eps": config.rms_norm_eps, "vocab_size": config.vocab_size,
-        "file_type": gguf.LlamaFileType[_QUANTS[quant]],
     }  # fmt: skip
     for name, value in facts.items():
         getattr(writer, f"add_{name}")(value)
@@ -115,18 +111,15 @@ def _write_shape(writer: Any, config: Any, quant: str) -> None:
 def _write_tokenizer(writer: Any, tokenizer: Any, split: str, size: int, merged: Path) -> None:
     import gguf
 
-    words = {i: word for word, i in tokenizer.get_vocab().items()}
-    added, kinds = tokenizer.added_tokens_decoder, gguf.TokenType
-
-    def kind(i: int) -> Any:
-        if i in added:
-            return kinds.CONTROL if added[i].special else kinds.USER_DEFINED
-        return kinds.NORMAL if i in words else kinds.UNUSED
-
+    words, kinds = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
+    for word, i in tokenizer.get_vocab().items():
+        words[i], kinds[i] = word, gguf.TokenType.NORMAL
+    for i, added in tokenizer.added_tokens_decoder.items():
+        kinds[i] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
-    writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(size)])
-    writer.add_token_types([kind(i) for i in range(size)])
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
     special = gguf.SpecialVocab(merged, load_merges=True, n_vocab=size)
     special.special_token_ids["eos"] = tokenizer.eos_token_id
     special.chat_template = tokenizer.chat_template
@@ -135,36 +128,23 @@ def _write_tokenizer(writer: Any, tokenizer: Any, split: str, size: int, merged:
     special.add_to_gguf(writer, quiet=True)
 
 
-def _tensors(
-    merged: Path, config: Any, arch: str, quant: str
-) -> Iterator[tuple[str, "numpy.ndarray", Any]]:
+def _tensors(merged: Path, config: Any, arch: str, quant: str) -> Iterator[tuple[str, Any, Any]]:
     """(name, numbers, format) of each tensor; vectors stay in float32."""
     import gguf
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
     kinds = gguf.GGMLQuantizationType
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for path in sorted(merged.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                tensor, layer = file.get_tensor(name).float().numpy(), name.split(".")[-2]
-                if arch == "llama" and layer in heads:
-                    # llama.cpp turns neighbouring numbers of a head, we numbers half a head apart
-                    halves = tensor.reshape(heads[layer], 2, -1, *tensor.shape[1:])
-                    tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-                kind = kinds[quant.upper()] if tensor.ndim > 1 else kinds.F32
-                if kind == kinds.Q8_0 and tensor.shape[-1] % 32:
-                    kind = kinds.F16
-                place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-                yield place, gguf.quants.quantize(tensor, kind), kind
-
-
-def _modelfile(file: str, tokenizer: Any, merged: Path) -> str:
-    """What Ollama needs beside the file: it has a template language of its own."""
-    card = json.loads((merged / "baize_run.json").read_text(encoding="utf-8"))
-    form = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
-    return Template(form).substitute(
-        file=file, header=HEADER[card.get("language", "en")], human=HUMAN_TAG, ai=AI_TAG,
-        end=tokenizer.eos_token,
-    )  # fmt: skip
+        for name, weight in load_file(path).items():
+            tensor, layer = weight.float().numpy(), name.split(".")[-2]
+            if arch == "llama" and layer in heads:
+                # llama.cpp turns neighbouring numbers of a head, we numbers half a head apart
+                halves = tensor.reshape(heads[layer], 2, -1, *tensor.shape[1:])
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+            kind = kinds[quant.upper()] if tensor.ndim > 1 else kinds.F32
+            if kind == kinds.Q8_0 and tensor.shape[-1] % 32:
+                kind = kinds.F16
+            place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            yield place, gguf.quants.quantize(tensor, kind), kind

@@ -49,10 +49,7 @@ class ChatModel:
     """A base model and adapters by name; `model="base"` and `"own layout"` are always there.
 
     "base" is the base model in Baize's layout, "own layout" the same weights spoken to through the
-    chat template they were tuned with. `adapters` are folders by name.
-
-    Raises:
-        BaizeError: an adapter is missing, or was trained on another base or template.
+    chat template they were tuned with. `adapters` are folders by name; errors as in `attach`.
     """
 
     def __init__(self, base: Base, adapters: Mapping[str, Path | str] | None = None) -> None:
@@ -92,14 +89,9 @@ class ChatModel:
     ) -> list[Answer]:
         """Answer several conversations at once; greedy replies equal those given one by one.
 
-        Args:
-            sampling: max_tokens=256; temperature=1.0 (0 takes the likeliest token); top_p=0.95;
-                seed=None (an integer makes the replies repeatable, each prompt on its own);
-                stop=() (texts that end a reply); language=None (the adapter's, else "en").
-
-        Raises:
-            BaizeError: unknown model or sampling, roles that do not alternate, a question beyond
-                the context.
+        `sampling` is max_tokens=256; temperature=1.0 (0 takes the likeliest token); top_p=0.95;
+        seed=None (an integer makes the replies repeatable, each prompt on its own); stop=() (texts
+        that end a reply); language=None (the adapter's, else "en").
         """
         answers: dict[int, Answer] = {}
         order = sorted(range(len(conversations)), key=lambda i: len(str(conversations[i])))
@@ -131,14 +123,12 @@ class ChatModel:
         layout = self._layouts[model]
         if layout is not None and language:
             layout = layout | {"language": language}
+        ends = _end_tokens(self.base), (HUMAN_TAG, AI_TAG, *filter(None, stop))
         with _ONE_AT_A_TIME:  # a tokenizer keeps "are special tokens read?" between its calls
             prompts = [self._prompt(_messages(row), max_tokens, layout) for row in conversations]
-        ends = _end_tokens(self.base), (HUMAN_TAG, AI_TAG, *filter(None, stop))
-        writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
-        with _ONE_AT_A_TIME:
-            folder = self.adapters.get(model)
-            adapter = attach(self.base, folder) if folder else None
+            adapter = attach(self.base, self.adapters[model]) if model in self.adapters else None
             decoder = Decoder(self.base, adapter, prompts, self._packs)
+        writers = [_Writer(self.base.tokenizer, ends, ids, max_tokens, seed) for ids in prompts]
         active, last = list(range(len(writers))), None
         try:
             while active:
@@ -157,27 +147,23 @@ class ChatModel:
         self, messages: list[Message], max_tokens: int, layout: dict[str, Any] | None
     ) -> list[int]:
         """The prompt's tokens, with the oldest whole turns left out until the reply fits too."""
-        first = 1 if messages and messages[0].role == "system" else 0
+        tokenizer, first = self.base.tokenizer, sum(m.role == "system" for m in messages[:1])
+        if layout is None and not tokenizer.chat_template:
+            raise BaizeError(f"{self.base.name} was tuned for no chat layout: ask it as 'base'")
         while True:
             if layout is None:
-                ids = self._own_ids(messages)
+                rows = [{"role": m.role, "content": m.content} for m in messages]
+                ids = tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"]
             else:
-                ids = prompt_ids(messages, self.base.tokenizer, **layout)
+                ids = prompt_ids(messages, tokenizer, **layout)
             if len(ids) + max_tokens <= self.context:
-                return ids
+                return list(ids)
             if len(messages) < first + 3:
                 raise BaizeError(
                     f"the question has {len(ids)} tokens; with a reply of {max_tokens} it exceeds "
                     f"the context of {self.context}: shorten it or lower max_tokens"
                 )
             del messages[first : first + 2]
-
-    def _own_ids(self, messages: Sequence[Message]) -> list[int]:
-        tokenizer = self.base.tokenizer
-        if not tokenizer.chat_template:
-            raise BaizeError(f"{self.base.name} was tuned for no chat layout: ask it as 'base'")
-        rows = [{"role": m.role, "content": m.content} for m in messages]
-        return list(tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"])
 
 
 def open_chat(
@@ -194,10 +180,8 @@ def open_chat(
 
 def _messages(asked: Asked) -> list[Message]:
     """A question or a conversation as messages; half a character cannot be tokenised."""
-    return [
-        Message(m.role, m.content.encode("utf-8", "replace").decode("utf-8"))
-        for m in as_messages(asked)
-    ]
+    said = [(m.role, m.content.encode("utf-8", "replace")) for m in as_messages(asked)]
+    return [Message(role, content.decode("utf-8")) for role, content in said]
 
 
 def _end_tokens(base: Base) -> set[int]:
@@ -245,16 +229,14 @@ class _Writer:
         text = self.text.lstrip()
         if not self.stopped_by:
             text = text.rstrip("\ufffd")
-            for size in range(max(map(len, self.stops)) - 1, 0, -1):
-                if any(stop[:size] == text[-size:] for stop in self.stops):
-                    text = text[:-size]
-                    break
+            sizes = range(max(map(len, self.stops)) - 1, 0, -1)
+            halves = (size for size in sizes for stop in self.stops if text.endswith(stop[:size]))
+            text = text[: len(text) - next(halves, 0)]
         return text.rstrip()
 
     def answer(self) -> Answer:
-        return Answer(
-            self.text.strip(), self.stopped_by, len(self.ids), self.seconds, self.num_read
-        )
+        written, text = len(self.ids), self.text.strip()
+        return Answer(text, self.stopped_by, written, self.seconds, self.num_read)
 
 
 def _choose(logits: Any, temperature: float, top_p: float, generator: Any) -> int:

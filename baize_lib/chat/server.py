@@ -25,11 +25,8 @@ def serve(
 ) -> str:
     """Serve `chat` until this process ends or Ctrl-C; returns the address that clients need.
 
-    Args:
-        port: 0 takes a free one.
-        host: "127.0.0.1" can be reached from this machine only; others need a `key`.
-        key: what a client must send as its API key; "" takes any.
-        wait: stay here; else serve from a thread and return at once.
+    Port 0 takes a free one. The default `host` can be reached from this machine only; others need a
+    `key`, which clients then send as their API key. Without `wait` it serves from a thread.
     """
 
     async def answer(asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
@@ -37,8 +34,17 @@ def serve(
             raise LookupError(f"no model {asked.model!r} here: use {', '.join(chat.models)}")
         if asked.repeat_penalty != 1:
             raise ValueError("repeat_penalty is not known here: leave it out")
-        async for piece in _follow(chat, asked):
-            yield piece
+        roles = {"developer": "system"}
+        pieces = chat.follow(
+            [Message(roles.get(row.role, row.role), row.text) for row in asked.messages],
+            asked.model, max_tokens=asked.most or 256, stop=asked.stop, seed=asked.seed,
+            temperature=asked.temperature, top_p=asked.top_p,
+        )  # fmt: skip
+        # a token at a time, so that nothing more is written for a client that has gone
+        while piece := await asyncio.to_thread(next, pieces, None):
+            text, so_far = piece
+            reason = "length" if so_far.stopped_by == "length" else "stop"
+            yield text, Written(reason, so_far.num_read, so_far.num_tokens)
 
     address = serve_api(answer, chat.models, host=host, port=port, key=key)
     if wait:
@@ -46,35 +52,3 @@ def serve(
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return address
-
-
-async def _follow(chat: ChatModel, asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
-    """What `chat.follow` yields, from a thread that ends when nobody listens any more."""
-    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
-    roles = {"developer": "system"}
-    messages = [Message(roles.get(row.role, row.role), row.text) for row in asked.messages]
-
-    def work() -> None:
-        end: Exception | None = None
-        try:
-            for piece in chat.follow(
-                messages, asked.model, max_tokens=asked.most or 256, stop=asked.stop,
-                temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed,
-            ):  # fmt: skip
-                loop.call_soon_threadsafe(queue.put_nowait, piece)
-                if gone.is_set():
-                    break
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            end = error
-        loop.call_soon_threadsafe(queue.put_nowait, end)
-
-    loop.run_in_executor(None, work)
-    try:
-        while isinstance(piece := await queue.get(), tuple):
-            text, answer = piece
-            reason = "length" if answer.stopped_by == "length" else "stop"
-            yield text, Written(reason, answer.num_read, answer.num_tokens)
-        if piece is not None:
-            raise piece
-    finally:
-        gone.set()

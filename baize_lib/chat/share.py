@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +38,12 @@ _HUB = None  # the hub's address; None is the real one
 def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
     """Write a copy of the base with the adapter added to it, one ordinary model, into `out`.
 
-    The base in memory is not touched. The folder carries our layout as its chat template.
-
-    Raises:
-        BaizeError: no adapter, or one of another base; a quantised base, whose lost digits a merge
-            would keep for ever; `out` holds something else; no room on the disk.
+    The base in memory is not touched: the copy is made in main memory, also where the base is on a
+    GPU. The folder carries our layout as its chat template. A BaizeError where there is no adapter
+    of this base, or the base is quantised, whose lost digits a merge would keep for ever.
     """
     from peft import PeftModel
+    from torch import nn
 
     card, out = read_card(adapter_dir), Path(out)
     if base.name != card["base_model"] and card.get("weights") != base.fingerprint():
@@ -63,8 +61,12 @@ def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
     need_room(out, sum(p.nbytes for p in base.model.parameters()))
     try:
         with quiet():
-            model = PeftModel.from_pretrained(_copy(base), str(adapter_dir))
-            model.merge_and_unload().save_pretrained(part)
+            model, peft = base.model, base.attached.get("peft")
+            # deepcopy takes a tensor from here where it would copy it on its own device
+            here = {id(b): b.to("cpu", copy=True) for b in model.buffers()}
+            here |= {id(p): nn.Parameter(p.to("cpu", copy=True)) for p in model.parameters()}
+            alone = copy.deepcopy(peft, here).unload() if peft else copy.deepcopy(model, here)
+            PeftModel.from_pretrained(alone, adapter_dir).merge_and_unload().save_pretrained(part)
         told = card.get("settings", {}).get("end_token", True)
         save_layout(part, base.tokenizer, card.get("language", "en"), told)
         write_atomic(part / "baize_run.json", json.dumps(card, indent=1))
@@ -85,12 +87,6 @@ def need_room(out: Path, num_bytes: float) -> None:
         )
 
 
-def _copy(base: Base) -> Any:
-    """The base model alone, on the CPU, without the adapters that may be on it."""
-    peft = base.attached.get("peft")
-    return (copy.deepcopy(peft).unload() if peft else copy.deepcopy(base.model)).cpu()
-
-
 def model_card(
     folder: Path | str, run: Run | None = None, *, scores: "pd.DataFrame | None" = None
 ) -> str:
@@ -104,16 +100,14 @@ def model_card(
     card = read_card(folder) if is_adapter else _read(folder / "baize_run.json")
     if not card:
         raise BaizeError(f"{folder} holds neither an adapter nor a merged model")
-    told = _told(run, card.get("teacher", ""), card["base_model"])
     eos = _read(folder / "tokenizer_config.json").get("eos_token", "<end token>")
     talk = [Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")]
-    text = template(_HERE / "model_card.jinja", escape=False).render(
-        card=card, library="peft" if is_adapter else "transformers", **told,
+    return _write_card(
+        folder, "model_card", _told(run, card.get("teacher", ""), card["base_model"]), card=card,
+        library="peft" if is_adapter else "transformers",
         scores=[] if scores is None else scores.to_dict("records"),
         example=render(talk, eos=eos, language=card.get("language", "en")),
     )  # fmt: skip
-    write_atomic(folder / "README.md", text + "\n")
-    return text + "\n"
 
 
 def dataset_card(run: Run) -> str:
@@ -123,9 +117,12 @@ def dataset_card(run: Run) -> str:
         raise BaizeError(f"run {run.path.name} has no corpus yet: notebook 03 makes one")
     files = {"train": run.train_file, "validation": run.validation_file}
     counts = {name: sum(1 for _ in read_jsonl(path)) for name, path in files.items()}
-    card = template(_HERE / "dataset_card.jinja", escape=False)
-    text = card.render(counts=counts, **told) + "\n"
-    write_atomic(run.corpus_dir / "README.md", text)
+    return _write_card(run.corpus_dir, "dataset_card", told, counts=counts)
+
+
+def _write_card(folder: Path, form: str, told: dict[str, Any], **more: Any) -> str:
+    text = template(_HERE / f"{form}.jinja", escape=False).render(**told, **more) + "\n"
+    write_atomic(folder / "README.md", text)
     return text
 
 
@@ -159,21 +156,18 @@ def _told(run: Run | None, teacher: str, student: str) -> dict[str, Any]:
     teacher = teacher or tier.get("teacher", "a teacher that was not noted")
     rows = read_jsonl(run.train_file) if run and run.train_file.is_file() else ()
     sources = Counter(str(row.get("source") or "not noted") for row in rows)
-    model = MODELS.get(student)
-    return {
-        "teacher": teacher, "base": model.original if model else student,
-        "corpus": _read(run.corpus_dir / "card.json") if run else {},
-        "licences": list(_licences(teacher, student, sources)),
-    }  # fmt: skip
-
-
-def _licences(teacher: str, student: str, sources: Iterable[str]) -> Iterable[dict[str, str]]:
     rules = yaml.safe_load((_HERE / "licences.yaml").read_text(encoding="utf-8"))
     named = [("teacher", teacher), ("student", student), *(("seeds", s) for s in sources)]
-    for part, name in named:
-        if name:
-            rule = next(rule for rule in rules[part] if re.search(rule["match"], name))
-            yield {**rule, "part": part, "name": name}
+    licences = [
+        {**next(rule for rule in rules[part] if re.search(rule["match"], name)), "part": part,
+         "name": name}
+        for part, name in named if name
+    ]  # fmt: skip
+    return {
+        "teacher": teacher, "licences": licences,
+        "base": MODELS[student].original if student in MODELS else student,
+        "corpus": _read(run.corpus_dir / "card.json") if run else {},
+    }  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:

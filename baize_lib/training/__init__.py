@@ -1,16 +1,11 @@
 """LoRA training on dialogues: what is learnt, how long it takes, and the adapter it leaves."""
 
+import warnings
+
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import attach, read_card, select, trainable_parameters
 from baize_lib.training.loss import held_out_loss
-from baize_lib.training.planner import (
-    DEVICES,
-    Corpus,
-    corpus_of,
-    measure,
-    plan,
-    this_machine,
-)  # fmt: skip
+from baize_lib.training.planner import DEVICES, Corpus, measure, plan
 from baize_lib.training.settings import PRESETS, TrainingSettings
 from baize_lib.training.step import trainee
 from baize_lib.training.tokens import encode, encode_all, mask_html, prompt_ids
@@ -18,5 +13,8 @@ from baize_lib.training.tokens import encode, encode_all, mask_html, prompt_ids
 __all__ = [
     "TrainingSettings", "PRESETS", "encode", "mask_html", "prompt_ids", "encode_all", "trainee",
     "fit", "held_out_loss", "trainable_parameters", "read_card", "attach", "select", "DEVICES",
-    "Corpus", "corpus_of", "measure", "plan", "this_machine",
+    "Corpus", "measure", "plan",
 ]  # fmt: skip
+
+# `python -m baize_lib.training.fit` loads that room twice, here and as the command: no harm is done
+warnings.filterwarnings("ignore", "'baize_lib.training.fit' found in sys.modules", RuntimeWarning)

@@ -38,17 +38,13 @@ _FAMILY = ("Llama", "Mistral", "Qwen2", "Qwen3", "Olmo2", "SmolLM3")  # one form
 _ROTATED = ("Llama", "Mistral", "Qwen2")  # nothing between the projections and the rotation
 _BLOCK = 128  # queries that are attended from at once
 _SLICE = 2048  # tokens of the vocabulary whose logits exist at once
+Pair = tuple[Tensor, Tensor]
 
 
 def compute_precision(precision: str, device: str, wanted: str = "auto") -> tuple[str, str]:
-    """What training multiplies in, and why: the base's own precision, or bfloat16 for a base in
-    float32 where this CPU has instructions for it, which are about twice as fast.
-
-    Args:
-        precision: of the base; device: "cpu" or "cuda"; wanted: `TrainingSettings.compute`.
-
-    Raises:
-        BaizeError: `wanted` does not go with the base's precision.
+    """What training multiplies in, and why: the base's own `precision`, or bfloat16 for a base in
+    float32 where this CPU has instructions for it, which are about twice as fast. A BaizeError
+    where `wanted`, the `TrainingSettings.compute`, does not go with the base.
     """
     if wanted == precision or (wanted, precision) == ("bfloat16", "float32"):
         return wanted, "as asked"
@@ -79,22 +75,17 @@ def product_rate(precision: str) -> float:
 
 @contextlib.contextmanager
 def fast(model: nn.Module, precision: str = "") -> Iterator[None]:
-    """Inside the `with`, `model` computes as told above; being fast twice is being fast once.
-
-    Args:
-        model: a transformers or PEFT model, of any family.
-        precision: "bfloat16" holds a float32 model's frozen weights in it; else they stay.
+    """Inside the `with`, a model of any family computes as told above; `precision` "bfloat16" holds
+    its frozen float32 weights in that. Being fast twice is being fast once.
     """
-    wide, changed = [], []
-    if precision == "bfloat16":
-        wide = [(p, p.data) for p in model.parameters() if not p.requires_grad]
-        wide = [(p, data) for p, data in wide if data.dtype == torch.float32]
-        for weight, data in wide:
-            weight.data = data.to(torch.bfloat16)
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
+    wide = [(p, p.data) for p in frozen if precision == "bfloat16"]
+    for weight, data in wide:
+        weight.data = data.to(torch.bfloat16)
+    changed = []
     for module in model.modules():
-        if "forward" in vars(module):  # somebody else's, or ours already
-            continue
-        if forward := _fast_forward(module, model.device.type):
+        forward = _fast_forward(module, model.device.type)
+        if forward and "forward" not in vars(module):  # else somebody else's, or ours already
             module.forward = functools.partial(forward, module)
             changed.append(module)
     try:
@@ -138,19 +129,13 @@ def _norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _mlp(module: nn.Module, x: Tensor) -> Tensor:
-    gate, up = _together((module.gate_proj, module.up_proj), x)
-    return module.down_proj(Gated.apply(gate, up))
+    return module.down_proj(Gated.apply(*_together((module.gate_proj, module.up_proj), x)))
 
 
-def _attention(
-    module: nn.Module,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    **_: object,
-) -> tuple[Tensor, None]:
-    q, k, v = _together((module.q_proj, module.k_proj, module.v_proj), hidden_states)
-    cos, sin = position_embeddings
-    return module.o_proj(Attention.apply(q, k, v, cos, sin, module.head_dim, module.scaling)), None
+def _attention(module: nn.Module, hidden_states: Tensor, position_embeddings: Pair, **_: object):
+    qkv = _together((module.q_proj, module.k_proj, module.v_proj), hidden_states)
+    mixed = Attention.apply(*qkv, *position_embeddings, module.head_dim, module.scaling)
+    return module.o_proj(mixed), None
 
 
 def _lora(layer: nn.Module, x: Tensor) -> Tensor:
@@ -260,21 +245,11 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Context,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        width: int,
-        scale: float,
-    ):
+    def forward(ctx: Context, q, k, v: Tensor, cos, sin: Tensor, width: int, scale: float):
         rows, length, shared = *k.shape[:2], k.shape[-1] // width  # k, v (rows, T, shared * width)
         cos, sin = cos[:, None, None], sin[:, None, None]  # (rows or 1, 1, 1, T, width)
-        q, k = (
-            x.view(rows, length, shared, -1, width).permute(0, 2, 3, 1, 4) for x in (q, k)
-        )  # (rows, shared, heads of each, T, width)
+        heads = (rows, length, shared, -1, width)
+        q, k = (x.view(heads).permute(0, 2, 3, 1, 4) for x in (q, k))  # (rows, shared, -1, T, w)
         q = _rotate(q, cos * scale, sin * scale).flatten(0, 1)  # (pairs, heads of each, T, width)
         k = _rotate(k, cos, sin).reshape(-1, length, width)  # (pairs, T, width)
         v = v.view(rows, length, shared, width).transpose(1, 2).reshape(-1, length, width)
@@ -282,9 +257,8 @@ class Attention(Function):
         above = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
         kept = []
         for start, stop in _blocks(length):
-            scores = (
-                q[:, :, start:stop].flatten(1, 2) @ k[:, :stop].mT
-            )  # (pairs, heads*block, stop)
+            queries = q[:, :, start:stop].flatten(1, 2)  # (pairs, heads * block, width)
+            scores = queries @ k[:, :stop].mT  # (pairs, heads * block, stop)
             square = scores.view(*q.shape[:2], stop - start, stop)[..., start:]
             square += above[: stop - start, : stop - start]
             kept.append(torch.softmax(scores, -1))

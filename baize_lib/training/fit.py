@@ -2,9 +2,8 @@
 
     fit(load_base(), train, validation, run.adapter_dir, TrainingSettings(num_epochs=2))
 
-or, from a run file (`settings`) and on as many devices as there are:
-
-    accelerate launch -m baize_lib.training.fit run.yaml
+or, from a run file (see `settings`): `python -m baize_lib.training.fit run.yaml`, and on as many
+devices as there are `accelerate launch -m baize_lib.training.fit run.yaml`.
 
 >>> print(Step(12, 20, 1, 1.4321, 2e-4, 0.5, 181.0, 35.2))
 step 12/20  loss 1.432  181 tokens/s  35 s left
@@ -13,12 +12,13 @@ step 12/20  loss 1.432  181 tokens/s  35 s left
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,6 @@ def fit(
     Args:
         about: more entries for the adapter's card, `baize_run.json` (for example the tier).
         sharded: spread the base over the processes that `accelerate launch` started, for good.
-
-    Raises:
-        BaizeError: what cannot be trained or written; the last checkpoint is kept.
     """
     settings, adapter_dir = settings or TrainingSettings(), Path(adapter_dir)
     rows, counts = _readable(base, train, settings)
@@ -114,7 +111,8 @@ def fit(
     with trainee(base, settings, team) as student:
         asked = (student.model, held_out, settings.micro_tokens, team)
         before = held_out_loss(*asked) if held_out else None
-        history = _train(student, rows, _checkpoint(adapter_dir), identity, on_step)
+        checkpoint = adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
+        history = _train(student, rows, checkpoint, identity, on_step)
         after = held_out_loss(*asked) if held_out else None
         tokens, rate = settings.num_epochs * _num_tokens(rows), history[-1].tokens_per_second
         result = Fit(
@@ -123,6 +121,7 @@ def fit(
         )  # fmt: skip
         if team.rank == 0:
             _save(student, result, identity, about or {})
+            checkpoint.unlink(missing_ok=True)
         team.total(0, base.model.device)  # the others wait for the files
     return result
 
@@ -152,21 +151,16 @@ def _identity(base: Base, rows: Sequence[Encoded], settings: TrainingSettings) -
     """What makes a run this very run; the rest changes the speed and nothing else."""
     free = ("micro_tokens", "checkpoint_every", "gradient_checkpointing")
     told = {key: value for key, value in asdict(settings).items() if key not in free}
-    return {
-        "base's weights": base.fingerprint(), "precision": base.precision, "template": TEMPLATE,
-        "corpus": text_hash(json.dumps([row.input_ids for row in rows])), **told,
-    }  # fmt: skip
-
-
-# --- the steps
+    corpus = text_hash(json.dumps([row.input_ids for row in rows]))
+    told |= {"base's weights": base.fingerprint(), "precision": base.precision}
+    return json.loads(json.dumps(told | {"template": TEMPLATE, "corpus": corpus}))
 
 
 def _num_tokens(rows: Sequence[Encoded]) -> int:
     return sum(len(row.input_ids) for row in rows)
 
 
-def _checkpoint(adapter_dir: Path) -> Path:
-    return adapter_dir.with_name(f"{adapter_dir.name}.checkpoint")
+# --- the steps
 
 
 def _train(
@@ -187,6 +181,7 @@ def _train(
     steps = [(epoch, part) for epoch in epochs for part in epoch_steps(rows, settings, epoch)]
     done, total = sum(_num_tokens(part) for _, part in steps[: len(history)]), len(steps)
     begun = time.perf_counter() - (done / history[-1].tokens_per_second if history else 0)
+    every = settings.checkpoint_every if student.team.rank == 0 else 0
     with student.computing():
         for number in range(len(history) + 1, total + 1):
             epoch, part = steps[number - 1]
@@ -195,8 +190,7 @@ def _train(
             rate = done / (time.perf_counter() - begun)
             left = (settings.num_epochs * _num_tokens(rows) - done) / rate
             history.append(Step(number, total, epoch + 1, *found, rate, left))
-            every, first = settings.checkpoint_every, student.team.rank == 0
-            if every and number % every == 0 and number < total and first:
+            if every and number % every == 0 and number < total:
                 _keep(student, checkpoint, identity, history)
             if on_step:
                 on_step(history[-1])
@@ -247,20 +241,18 @@ def _resume(student: Trainee, checkpoint: Path, identity: dict[str, Any]) -> lis
 
 # --- the adapter's folder
 
-_KEPT = tuple(field.name for field in fields(Fit) if field.name not in ("adapter_dir", "history"))
+_KEPT = Fit.__slots__[2:]  # in its card
 
 
 def _finished(adapter_dir: Path, identity: dict[str, Any]) -> Fit | None:
     """The result in the adapter's folder, if it is whole and of this very run."""
     try:
         card = read_card(adapter_dir)
-        if card["identity"] != json.loads(json.dumps(identity)):
-            return None
         history = tuple(Step(**row) for row in read_jsonl(adapter_dir / "history.jsonl"))
-        known = {name: card[name] for name in _KEPT}
+        result = Fit(adapter_dir, history, **{name: card[name] for name in _KEPT})
     except (KeyError, TypeError, BaizeError):
         return None
-    return Fit(adapter_dir=adapter_dir, history=history, **known)
+    return result if card.get("identity") == identity else None
 
 
 def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[str, Any]) -> None:
@@ -290,13 +282,10 @@ def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[s
         }
         write_atomic(part / "baize_run.json", json.dumps(card | about, indent=1))
     if target.exists():  # it cost somebody an afternoon
-        number = 1
-        while (aside := target.with_name(f"{target.name}.{number}")).exists():
-            number += 1
-        target.rename(aside)
+        names = (target.with_name(f"{target.name}.{n}") for n in itertools.count(1))
+        aside = target.rename(next(name for name in names if not name.exists()))
         print(f"an earlier adapter, of another run, is kept in {aside.name}/")
     part.rename(target)
-    _checkpoint(target).unlink(missing_ok=True)
 
 
 # --- the command
@@ -306,14 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train as a run file says; several processes of it started by `accelerate launch` train as
     one. Only the first prints.
     """
-    chosen = sys.argv[1:] if arguments is None else list(arguments)
-    if len(chosen) != 1:
+    paths = sys.argv[1:] if arguments is None else arguments
+    if len(paths) != 1:
         print("usage: python -m baize_lib.training.fit RUN.yaml (settings.py says what is in it)")
         return 2
-    first = join().rank == 0
+    unheard = contextlib.redirect_stdout(io.StringIO()) if join().rank else contextlib.nullcontext()
     try:
-        with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
-            file = read_run_file(chosen[0])
+        with unheard:
+            file = read_run_file(paths[0])
             train = list(read_dialogues(file.train))
             validation = list(read_dialogues(file.validation)) if file.validation else []
             base = load_base(file.base, file.precision, on_cpu=file.shard)

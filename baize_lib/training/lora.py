@@ -33,11 +33,7 @@ __all__ = ["trainable_parameters", "read_card", "attach", "select"]
 
 
 def add_adapter(base: Base, settings: TrainingSettings) -> "PeftModel":
-    """The base with a new adapter on it, as a PEFT model; the adapter alone is trained.
-
-    Raises:
-        BaizeError: settings that cannot work, or targets that match no layer.
-    """
+    """The base with a new adapter on it, as a PEFT model; the adapter alone is trained."""
     import torch
 
     for name in ("rank", "lr", "num_epochs", "batch_size"):
@@ -78,14 +74,12 @@ def _target_names(model: "PreTrainedModel", wanted: Sequence[str] | str, name: s
     """Names for PEFT of the layers that get an adapter: short ones where they say the same."""
     head, inside = model.get_output_embeddings(), {*text_model(model).modules()}
     modules = {n: m for n, m in model.named_modules() if m in inside or m is head}
-    linear = {n for n, m in modules.items() if _is_linear(m) and m is not head}
-    if wanted == "all-linear":
-        chosen = linear
-    else:
+    chosen = {n for n, m in modules.items() if _is_linear(m) and m is not head}
+    if wanted != "all-linear":
         wanted = [wanted] if isinstance(wanted, str) else wanted
         matched = {t: {n for n in modules if f".{n}".endswith(f".{t}")} for t in wanted}
         if missing := [target for target, found in matched.items() if not found]:
-            there = sorted({n.rpartition(".")[2] for n in linear})
+            there = sorted({n.rpartition(".")[2] for n in chosen})
             raise BaizeError(
                 f"targets {', '.join(missing)} match no layer of {name}: its linear layers are "
                 f"{', '.join(there)}; 'all-linear' takes them all"
@@ -115,9 +109,8 @@ def bare_weights(model: "PeftModel") -> list[str]:
             continue
         kind = name.rpartition("layers.")[2].partition(".")[2] or name
         for weight, value in module.named_parameters(recurse=False):
-            if value.dim() > 1:
-                bare[kind if weight == "weight" else f"{kind}.{weight}"] += 1
-    return [f"{kind} ({count})" for kind, count in bare.items()]
+            bare[kind if weight == "weight" else f"{kind}.{weight}"] += value.dim() > 1
+    return [f"{kind} ({count})" for kind, count in (+bare).items()]
 
 
 def trainable_parameters(
@@ -129,9 +122,6 @@ def trainable_parameters(
     >>> llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
     >>> round(trainable_parameters(Shape.of(llama), 8, baize) / 1e6, 1)  # as published for 7B
     17.9
-
-    Raises:
-        BaizeError: targets that match no layer.
     """
     return lora_counts(shape, TrainingSettings(rank=rank, targets=targets))[0]
 
@@ -153,19 +143,17 @@ def lora_counts(shape: Shape, settings: TrainingSettings) -> tuple[int, int]:
 def read_card(folder: Path | str) -> dict[str, Any]:
     """What an adapter says about itself, its `baize_run.json`.
 
-    Raises:
-        BaizeError: the folder is missing, is no adapter, was made without a card, or a file in it
-            is not what was written.
+    A BaizeError where a file of it is missing or is not what was written.
     """
-    folder = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors", "baize_run.json"):
+    folder, told = Path(folder), Path(folder) / "baize_run.json"
+    for name in ("adapter_config.json", "adapter_model.safetensors", told.name):
         if not (folder / name).is_file():
             raise BaizeError(
                 f"adapter folder {folder} has no {name}: train one with notebook "
                 "04_lora_training, or use the recorded one in data/adapter"
             )
-    with refusing(f"{folder / 'baize_run.json'} is damaged", "train it again"):
-        card = dict(json.loads((folder / "baize_run.json").read_text(encoding="utf-8")))
+    with refusing(f"{told} is damaged", "train it again"):
+        card = dict(json.loads(told.read_text(encoding="utf-8")))
     for name, checksum in card.get("checksums", {}).items():
         if sha256_of(folder / name) != checksum:
             raise BaizeError(f"{folder / name} is damaged (its checksum differs): train it again")
@@ -175,8 +163,7 @@ def read_card(folder: Path | str) -> dict[str, Any]:
 def attach(base: Base, folder: Path | str) -> str:
     """Put the adapter in `folder` on the base, unless it is there already; returns its name.
 
-    Raises:
-        BaizeError: no adapter there, a damaged one, or one trained on another base or template.
+    A BaizeError as `read_card`, or where it was trained on another base or template.
     """
     card, peft = read_card(folder), base.attached.get("peft")
     name = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]

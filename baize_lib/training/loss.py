@@ -13,7 +13,7 @@ ones stay in a core's cache, and no core waits for another after every operation
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
 from baize_lib.training.lora import inner_model, text_model
@@ -28,7 +28,6 @@ __all__ = ["held_out_loss"]
 
 Batch = Sequence[Encoded]
 Loss = Callable[["nn.Module", Batch], "Tensor"]
-_T = TypeVar("_T")
 
 
 def plain_loss(model: "nn.Module", batch: Batch) -> "Tensor":
@@ -54,8 +53,8 @@ def fast_loss(model: "nn.Module", batch: Batch) -> "Tensor":
 def _padded(model: "nn.Module", batch: Batch) -> tuple["Tensor", "Tensor"]:
     """Token ids (rows, T), and what each should be followed by (rows, T - 1).
 
-    Rows are padded on the right: with causal attention no real token sees the padding, so no
-    attention mask is needed and the fast kernels apply.
+    Padding stands on the right: with causal attention no real token sees it, so no attention mask
+    is needed and the fast kernels apply.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -115,8 +114,8 @@ def lane_tokens(micro_tokens: int, at_once: int) -> int:
 
 
 def _side_by_side(
-    work: Callable[[Batch], _T], batches: Iterable[Batch], at_once: int
-) -> Iterator[_T]:
+    work: Callable[[Batch], Any], batches: Iterable[Batch], at_once: int
+) -> Iterator[Any]:
     """What `work` makes of each batch, in an order that depends on nothing but the batches."""
     import torch
 
@@ -143,13 +142,12 @@ def backward(
     at_once: int = 1,
     scale: float = 1.0,
 ) -> float:
-    """Set the gradients of the batches' loss over `num_labels` tokens; returns its sum, in nats.
+    """Set the gradients of the batches' loss over `num_labels` tokens, those of the whole step;
+    returns its sum, in nats.
 
-    Args:
-        num_labels: of the whole optimiser step, so that micro-batches add up to one gradient.
-        at_once: micro-batches computed side by side, see `lanes`; the result is the same, bit for
-            bit, from run to run, and the same to rounding for any number.
-        scale: the gradients are this many times too large, as float16 needs.
+    `at_once` micro-batches are computed side by side, see `lanes`: the result is the same, bit for
+    bit, from run to run, and to rounding for any number. Gradients come `scale` times too large, as
+    float16 needs.
     """
     import torch
 
@@ -174,14 +172,8 @@ def backward(
 def held_out_loss(
     model: "nn.Module", rows: Sequence[Encoded], micro_tokens: int = 2048, team: Team | None = None
 ) -> float:
-    """Mean loss per learnt token over `rows`, in nats; dropout off.
-
-    Args:
-        micro_tokens: padded tokens computed at once.
-        team: processes that share the rows; each gets the mean over all of them.
-
-    Raises:
-        BaizeError: no rows.
+    """Mean loss per learnt token over `rows`, in nats, dropout off, `micro_tokens` padded tokens at
+    a time; the processes of a `team` share the rows and each gets the mean over all.
     """
     import torch
 

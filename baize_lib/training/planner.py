@@ -6,8 +6,7 @@ also computes the weights' own gradients; Kaplan et al. 2020, section 2.1). Reco
 adds 2. A few measured steps replace the assumption about the device:
 
     print(plan("7B", Corpus(50_000, 450), "A100-80"))
-    measured = measure(base, rows, settings)
-    print(plan(base, corpus_of(rows, settings), this_machine(), settings, measured=measured))
+    print(plan(base, rows, settings=settings, measured=measure(base, rows, settings)))
 """
 
 import contextlib
@@ -23,13 +22,13 @@ import yaml
 
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
-from baize_lib.models.shapes import Shape
+from baize_lib.models.shapes import Shape, first_of
 from baize_lib.training.lora import lora_counts
 from baize_lib.training.settings import TrainingSettings, preset_of
 from baize_lib.training.step import trainee
 from baize_lib.training.tokens import Encoded, epoch_steps, micro_batches
 
-__all__ = ["DEVICES", "Corpus", "corpus_of", "measure", "plan", "this_machine"]
+__all__ = ["DEVICES", "Corpus", "measure", "plan"]
 
 UTILISATION = 0.4  # share of the peak a well-fed LoRA run reaches; an assumption, measure yours
 CONTEXT = 1.5  # GB that CUDA and what its allocator cannot use take on a card; an assumption
@@ -61,44 +60,6 @@ def device_called(name: str) -> Device:
     return next(fits, Device(name, source="no data sheet for this device here"))
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """How much there is to train on, all epochs together."""
-
-    num_rows: int
-    mean_tokens: float
-    padding: float = 0.0  # the share of computed tokens that would be padding, in [0, 1)
-
-    @property
-    def num_tokens(self) -> int:
-        return round(self.num_rows * self.mean_tokens)
-
-    @property
-    def padding_to_512(self) -> float:
-        """The same share with every row padded to 512 tokens, as Baize was trained."""
-        return max(0.0, 1 - self.mean_tokens / 512)
-
-
-def corpus_of(rows: Sequence[Encoded], settings: TrainingSettings) -> Corpus:
-    """The size of an encoded corpus over all epochs, with the padding its batches will have.
-
-    Raises:
-        BaizeError: there are no rows.
-    """
-    if not rows:
-        raise BaizeError("no dialogue to plan for: collect some, or give a Corpus of their size")
-    real = sum(len(row.input_ids) for row in rows)
-    computed = sum(
-        len(batch) * max(len(row.input_ids) for row in batch)
-        for step in epoch_steps(rows, settings, 0)
-        for batch in micro_batches(step, settings.micro_tokens)
-    )
-    return Corpus(settings.num_epochs * len(rows), real / len(rows), 1 - real / computed)
-
-
-# --- measuring
-
-
 def this_machine() -> Device:
     """The machine this runs on. A GPU's peak is its data sheet's; a CPU's is what its own matrix
     products reach in the precision that training multiplies in, measured in a second.
@@ -114,6 +75,40 @@ def this_machine() -> Device:
     rate, memory = product_rate(precision) / 1e12, psutil.virtual_memory().total / 1e9
     source = f"{precision} matrix products, measured just now"
     return Device(_CPU, memory, rate, rate, bfloat16=False, usd=0, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """How much there is to train on, all epochs together."""
+
+    num_rows: int
+    mean_tokens: float
+    padding: float = 0.0  # the share of computed tokens that would be padding, in [0, 1)
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded], settings: TrainingSettings) -> "Corpus":
+        """The size of `rows` over all epochs, with the padding that their batches will have."""
+        if not rows:
+            raise BaizeError("no dialogue to plan for: collect some, or give a Corpus")
+        real = sum(len(row.input_ids) for row in rows)
+        computed = sum(
+            len(batch) * max(len(row.input_ids) for row in batch)
+            for step in epoch_steps(rows, settings, 0)
+            for batch in micro_batches(step, settings.micro_tokens)
+        )
+        return cls(settings.num_epochs * len(rows), real / len(rows), 1 - real / computed)
+
+    @property
+    def num_tokens(self) -> int:
+        return round(self.num_rows * self.mean_tokens)
+
+    @property
+    def padding_to_512(self) -> float:
+        """The same share with every row padded to 512 tokens, as Baize was trained."""
+        return max(0.0, 1 - self.mean_tokens / 512)
+
+
+# --- measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +128,6 @@ def measure(
     """Train a throwaway adapter for `num_steps` optimiser steps; nothing is kept of it.
 
     One more step comes first and is left out of the rate: it pays for memory and threads.
-
-    Raises:
-        BaizeError: as `fit`, for settings, base and memory.
     """
     import torch
 
@@ -150,9 +142,8 @@ def measure(
                 tokens, begun = 0, time.perf_counter()
         rate = tokens / (time.perf_counter() - begun)
     operations = _operations(Shape.of(base.model.config), settings) * rate
-    name = _CPU
-    if torch.cuda.is_available():
-        name = device_called(torch.cuda.get_device_name()).name
+    there = torch.cuda.is_available()
+    name = device_called(torch.cuda.get_device_name()).name if there else _CPU
     return Measured(rate, max(used) / 1e9, num_steps, operations, name)
 
 
@@ -192,10 +183,8 @@ def _memory_used() -> Iterator[list[float]]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An estimate; None means unknown.
-
-    The padded columns are those of the published recipe: every row padded to 512, and PEFT's and
-    transformers' own code, which keeps every logit.
+    """An estimate; None means unknown. What is padded is the published recipe: every row padded to
+    512, and PEFT's and transformers' own code, which keeps every logit.
     """
 
     device: str
@@ -241,8 +230,8 @@ def _time(hours: float | None) -> str:
 
 def plan(
     base: Base | Shape | str,
-    corpus: Corpus,
-    device: Device | str,
+    corpus: Corpus | Sequence[Encoded],
+    device: Device | str | None = None,
     settings: TrainingSettings | None = None,
     *,
     precision: str | None = None,
@@ -252,32 +241,31 @@ def plan(
 
     Args:
         base: a loaded base, a Shape, or the name of a preset, which brings its settings along.
-        device: a Device or its name; rents differ, `replace(DEVICES["L4"], usd=0.5)` takes yours.
-        settings: default the preset's, or ours.
+        corpus: the rows of `encode_all`, or how much there will be.
+        device: default this machine. Rents differ: `replace(DEVICES["L4"], usd=0.5)` takes yours.
         precision: of the frozen weights; default the loaded base's or the preset's, else bfloat16,
             or float32 where the device has no bfloat16.
-        measured: steps measured on this very device, of this base or another: their share of the
-            device's peak replaces the assumed one.
-
-    Raises:
-        BaizeError: an unknown preset or precision, or steps measured on another device.
+        measured: steps of this base or another, measured on this very device.
     """
     from baize_lib.training.fast_cpu import compute_precision
 
-    device, own = device_called(device) if isinstance(device, str) else device, "auto"
+    device, own = device or this_machine(), "auto"
+    device = device_called(device) if isinstance(device, str) else device
     if isinstance(base, str):
         preset = preset_of(base)
         base, settings, own = preset.shape, settings or preset.settings, preset.precision
     elif isinstance(base, Base):
         base, own = Shape.of(base.model.config), base.precision
     settings, usual = settings or TrainingSettings(), "bfloat16" if device.bfloat16 else "float32"
+    if not isinstance(corpus, Corpus):
+        corpus = Corpus.of(corpus, settings)
     precision = precision or (usual if own == "auto" else own)
     compute, kind = usual, "cpu" if device.name == _CPU else "cuda"  # what training multiplies in
     if precision not in ("int8", "nf4"):
         compute, _ = compute_precision(precision, kind, settings.compute)
     trainable, read = lora_counts(base, settings)
-    run = (base, trainable, read, precision, compute, settings, device, corpus)
-    memory, memory_padded = (_memory(*run, padded=padded) for padded in (False, True))
+    run = (base, trainable, read, precision, compute, settings, device.name == _CPU, corpus)
+    memory, memory_padded = _memory(*run), _memory(*run, padded=True)
     rate, basis = _rate(base, device, compute, settings, corpus, measured)
     if precision in ("int8", "nf4") and not measured:
         basis += f"; unpacking {precision} takes longer, how much is not known here"
@@ -316,24 +304,29 @@ def _rate(
 
 def _memory(
     shape: Shape, trainable: int, read: int, precision: str, compute: str,
-    settings: TrainingSettings, device: Device, corpus: Corpus, *, padded: bool,
+    settings: TrainingSettings, on_cpu: bool, corpus: Corpus, padded: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """GB by part. A LoRA weight takes 16 bytes in all: itself, its gradient, Adam's two moments.
 
-    What a layer keeps for backward was counted in the operations it runs. `read` is the width of
-    all that adapters read: PEFT's own code, used with packed weights and with dropout, keeps it
-    again in float32, and dropped. `padded` is the published recipe, which also keeps all logits.
+    What a layer keeps for backward was counted in the operations it runs, for LLaMA's names of the
+    sizes. `read` is the width of all that adapters read: PEFT's own code, used with packed weights
+    and with dropout, keeps it again in float32, and dropped.
     """
-    number, layers = 4 if compute == "float32" else 2, shape.num_layers  # bytes of an activation
-    layer = number * (6 * shape.hidden_size + 2 * shape.key_size + 3 * shape.intermediate_size)
-    if device.name == _CPU and not padded:  # the probabilities that `Attention` keeps
-        layer += round(number * shape.num_heads * (corpus.mean_tokens + 128) / 2)
+    text, number = shape.config.get_text_config(), 4 if compute == "float32" else 2  # bytes
+    width, heads = first_of(text, "hidden_size") or 1, first_of(text, "num_attention_heads") or 1
+    layers, inner = first_of(text, "num_hidden_layers") or 1, first_of(text, "intermediate_size")
+    keys = (first_of(text, "num_key_value_heads") or heads) * (
+        first_of(text, "head_dim") or width // heads
+    )
+    layer = number * (6 * width + 2 * keys + 3 * (inner or 4 * width))
+    if on_cpu and not padded:  # the probabilities that `Attention` keeps
+        layer += round(number * heads * (corpus.mean_tokens + 128) / 2)
     if padded or settings.dropout or precision in ("int8", "nf4"):
         layer += (4 + 5 * bool(settings.dropout)) * read // layers
     again = settings.gradient_checkpointing
-    kept = layers * number * shape.hidden_size + layer if again else layers * layer
+    kept = layers * number * width + layer if again else layers * layer
     copied = 2 * shape.num_parameters if (precision, compute) == ("float32", "bfloat16") else 0
-    logits = 12 * shape.vocab_size if padded else 6 * 2048  # of ours a slice at a time exists
+    logits = 12 * text.vocab_size if padded else 6 * 2048  # of ours a slice at a time exists
     parts = {
         "weights": shape.gigabytes(precision, number),
         "bfloat16 copy": copied / 1e9,
@@ -341,6 +334,6 @@ def _memory(
         "optimizer": 8 * trainable / 1e9,
         "activations": settings.micro_tokens * kept / 1e9,
         "logits": settings.micro_tokens * logits / 1e9,
-        "CUDA": 0 if device.name == _CPU else CONTEXT,
+        "CUDA": 0 if on_cpu else CONTEXT,
     }
     return {name: size for name, size in parts.items() if size}

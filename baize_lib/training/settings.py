@@ -16,10 +16,9 @@
 (0.0002, {'hours': 9.0, 'gigabytes': 26.0})
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -28,8 +27,6 @@ from baize_lib.config import BaizeError
 from baize_lib.models.shapes import Shape
 
 __all__ = ["TrainingSettings", "PRESETS"]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Preset:
 class RunFile:
     """What a run file says; paths are relative to the working folder."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a key that nothing reads is refused
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     train: Path  # a corpus in chat format, one dialogue a line
     adapter: Path  # the folder to write
@@ -89,16 +86,6 @@ class RunFile:
     precision: str = "auto"
     shard: bool = False
     settings: TrainingSettings = TrainingSettings()
-
-
-def _checked(kind: type[_T], said: Mapping[str, Any], where: str) -> _T:
-    """`said` as an instance of the dataclass `kind`."""
-    try:
-        return TypeAdapter(kind).validate_python(said)
-    except ValidationError as error:
-        wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
-        known = ", ".join(field.name for field in fields(kind))
-        raise BaizeError(f"{where}: {wrong}; known are {known}") from error
 
 
 _TABLE = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
@@ -113,12 +100,7 @@ def preset_of(name: str) -> Preset:
 
 
 def read_run_file(path: Path | str) -> RunFile:
-    """Read and check a run file.
-
-    Raises:
-        BaizeError: it is missing, not YAML, lacks `train` or `adapter`, or has a key or a type of
-            value that nothing reads; the message names it and what would do.
-    """
+    """Read and check a run file; a BaizeError names what is missing, wrong or read by nothing."""
     try:
         said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -130,5 +112,12 @@ def read_run_file(path: Path | str) -> RunFile:
         preset = preset_of(said.pop("preset"))
         said = {"base": preset.base, "precision": preset.precision} | said
         settings = asdict(preset.settings) | settings
-    settings = _checked(TrainingSettings, settings, f"settings in {path}")
-    return _checked(RunFile, said | {"settings": settings}, str(path))
+    kind, where = TrainingSettings, f"settings in {path}"
+    try:
+        settings = TypeAdapter(kind).validate_python(settings)
+        kind, where = RunFile, str(path)
+        return TypeAdapter(kind).validate_python(said | {"settings": settings})
+    except ValidationError as error:
+        wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
+        known = ", ".join(field.name for field in fields(kind))
+        raise BaizeError(f"{where}: {wrong}; known are {known}") from error

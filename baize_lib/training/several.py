@@ -75,11 +75,7 @@ def join(*, in_step: bool = False) -> Team:
 def shard(base: Base, adapter: Sequence["Tensor"]) -> None:
     """Spread the base's frozen layers over the team's devices; the `adapter` and the head, which
     the loss uses outside the model's own pass, stay whole.
-
-    Raises:
-        BaizeError: there is one process only, or the base is packed or no stack of layers.
     """
-    import torch
     from accelerate import PartialState
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -96,9 +92,8 @@ def shard(base: Base, adapter: Sequence["Tensor"]) -> None:
             "bfloat16, or set shard to false (each process then holds the whole base)"
         )
     whole = {base.model.get_output_embeddings().weight, *adapter}
-    with torch.no_grad():
-        for weight in whole:
-            weight.data = weight.data.to(state.device)
+    for weight in whole:
+        weight.data = weight.data.to(state.device)
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     for part in (*inner.layers, inner):
         fully_shard(part, mesh=mesh, ignored_params=whole)

@@ -51,8 +51,7 @@ class Trainee:
     def computing(self) -> Iterator[None]:
         """What happens inside is training: in its precision and mode, with its own random numbers.
 
-        Raises:
-            BaizeError: out of memory; what filled it is let go.
+        Out of memory, a BaizeError says so, and what filled it is let go.
         """
         import torch
 
@@ -66,9 +65,8 @@ class Trainee:
     def step(self, number: int, total: int, rows: Sequence[Encoded]) -> tuple[float, float, float]:
         """Step `number` of `total` on `rows`: the loss per learnt token, rate, gradient's norm.
 
-        Raises:
-            BaizeError: the loss or its gradient is not a finite number; the rows are named, and
-                the adapter is as it was before the step.
+        Where loss or gradient is no finite number a BaizeError names the rows, and the adapter is
+        as it was before.
         """
         import torch
 
@@ -94,8 +92,7 @@ class Trainee:
                     f"{', '.join(row.id for row in rows)}, or lower lr (now {settings.lr:g}); "
                     "the last checkpoint is kept"
                 )
-        lr = _learning_rate(number, total, settings)
-        self.optimizer.param_groups[0]["lr"] = lr
+        lr = self.optimizer.param_groups[0]["lr"] = _learning_rate(number, total, settings)
         self.optimizer.step()
         return loss, lr, norm
 
@@ -104,8 +101,7 @@ class Trainee:
 def trainee(base: Base, settings: TrainingSettings, team: Team | None = None) -> Iterator[Trainee]:
     """Put a new adapter on the base, and take it off at the end; the base is left as it was.
 
-    Raises:
-        BaizeError: settings that cannot work, or a base that cannot be trained.
+    A BaizeError names settings that cannot work, or a base that cannot be trained.
     """
     import torch
 
@@ -169,9 +165,8 @@ def _learning_rate(number: int, total: int, settings: TrainingSettings) -> float
     if number <= warmup:
         return settings.lr * number / warmup
     left = (total - number + 1) / (total - warmup + 1)
-    if settings.schedule == "linear":
-        return settings.lr * left
-    return settings.lr * (1 - math.cos(math.pi * left)) / 2
+    falling = left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+    return settings.lr * falling
 
 
 @contextlib.contextmanager

@@ -5,11 +5,9 @@ says; the *loss mask* tells the two apart. Training and chatting both come throu
 
     "\\n[|Human|] Capital?\\n[|AI|]" -> read        " Dodoma.<|im_end|>" -> learnt
 
-What a *micro-batch* holds changes speed and memory and nothing else:
-
     rows, counts = encode_all(dialogues, tokenizer, settings)
-    for rows_of_step in epoch_steps(rows, settings, epoch=0):
-        for micro_batch in micro_batches(rows_of_step, settings.micro_tokens): ...
+    for step in epoch_steps(rows, settings, epoch=0):
+        for batch in micro_batches(step, settings.micro_tokens): ...
 """
 
 import copy
@@ -70,11 +68,8 @@ def encode(
     """Tokens and loss mask of one dialogue, cut to whole turns of at most `max_length` tokens.
 
     Each piece of `dialogue.pieces` is tokenised by itself, so the mask falls exactly between
-    tokens, and a prompt's tokens are always a prefix of the tokens trained on. `loss_on` and
-    `end_token` are those of `TrainingSettings`.
-
-    Raises:
-        BaizeError: roles do not alternate, no reply, or a tokenizer without an end token.
+    tokens, and a prompt's tokens are always a prefix of the tokens trained on. The options are
+    those of `TrainingSettings`. A BaizeError where roles do not alternate or a reply is missing.
     """
     if tokenizer.eos_token_id is None:
         raise BaizeError("the tokenizer has no end token, so replies could not learn to stop")
@@ -96,10 +91,8 @@ def encode(
 def encode_all(
     dialogues: Sequence[Dialogue], tokenizer: "Tokenizer", settings: TrainingSettings
 ) -> tuple[list[Encoded], Counter[str]]:
-    """Encode a corpus. Returns the rows, and counts of dialogues dropped or cut, by reason.
-
-    Raises:
-        BaizeError: a dialogue is malformed; it is named.
+    """A corpus as rows, and counts of dialogues dropped or cut, by reason; a malformed one is named
+    in a BaizeError.
     """
     rows, reasons = [], Counter()
     chosen = (settings.max_length, settings.loss_on, settings.language, settings.end_token)
@@ -163,23 +156,16 @@ def _start(tokenizer: "Tokenizer") -> list[int]:
 
 
 def _piece_ids(piece: Piece, tokenizer: "Tokenizer", end_token: bool) -> list[int]:
-    ids = _text_ids(piece.text, tokenizer)
-    return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
-
-
-def _text_ids(text: str, tokenizer: "Tokenizer") -> list[int]:
-    """The tokens of a text, in which an "</s>" that somebody typed stays text: only we put tokens
+    """The tokens of a piece, in which an "</s>" that somebody typed stays text: only we put tokens
     that mean something. Some tokenizers know "</s>" as a word too; it is spelt out for them.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    ids = tokenizer(piece.text, add_special_tokens=False, split_special_tokens=True).input_ids
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(id for id in added if added[id].special)}
-    special.discard(tokenizer.unk_token_id)
-    if special.isdisjoint(ids):
-        return ids
-    words = {id: list(tokenizer.convert_ids_to_tokens(id)) for id in special}
-    spelt = {id: tokenizer.convert_tokens_to_ids(letters) for id, letters in words.items()}
-    return [part for id in ids for part in spelt.get(id, [id])]
+    for id in {*ids} & special - {tokenizer.unk_token_id}:
+        letters = tokenizer.convert_tokens_to_ids([*tokenizer.convert_ids_to_tokens(id)])
+        ids = [part for i in ids for part in (letters if i == id else [i])]
+    return [*ids, tokenizer.eos_token_id] if piece.learn and end_token else ids
 
 
 # --- the same layout for other programs, and for the eye
@@ -190,12 +176,9 @@ def chat_template(tokenizer: "Tokenizer", language: str = "en", end_token: bool 
 
     `apply_chat_template` then gives what `dialogue.render` gives, and `prompt_ids` token for token.
     """
-    words = {
-        "header": HEADER[check_language(language)], "human": f"\n{HUMAN_TAG} ", "ai": f"\n{AI_TAG}",
-        "begin": tokenizer.bos_token if _start(tokenizer) else "",
-        "end": tokenizer.eos_token if end_token else "",
-        "refusal": "roles must alternate, starting with the user",
-    }  # fmt: skip
+    words = {"header": HEADER[check_language(language)], "human": HUMAN_TAG, "ai": AI_TAG}
+    words["begin"] = tokenizer.bos_token if _start(tokenizer) else ""
+    words["end"] = tokenizer.eos_token if end_token else ""
     text = Path(__file__).with_name("layout.jinja").read_text(encoding="utf-8")
     sets = (f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in words.items())
     return "".join(sets) + re.sub(r"\n\s*", "", text)
@@ -204,10 +187,9 @@ def chat_template(tokenizer: "Tokenizer", language: str = "en", end_token: bool 
 def save_layout(
     folder: Path | str, tokenizer: "Tokenizer", language: str = "en", end_token: bool = True
 ) -> None:
-    """Write into an adapter's or a model's folder what makes other programs ask in our layout.
-
-    That is the tokenizer with the chat template, and a generation config in which the end token
-    and the tags end a reply (for the tags, `generate` needs `tokenizer=`).
+    """Write into a model's folder what makes other programs ask in our layout: the tokenizer with
+    the chat template, and a generation config in which the end token and the tags end a reply (for
+    the tags, `generate` needs `tokenizer=`).
     """
     from transformers import GenerationConfig
 
