@@ -123,16 +123,8 @@ class _Session:
             except BudgetExceeded:
                 self.stopped = "budget"
                 return
-            self._write(line)
+            _append(self.file, line)
             self.take(line)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        """One line, whole or not at all. The table has its content, so no `fsync` is needed."""
-        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        before = self.file.seek(0, os.SEEK_END)
-        if self.file.write(data) < len(data):
-            self.file.truncate(before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def collect(
@@ -146,7 +138,6 @@ async def collect(
     When the budget ends it, the receipt says so (`stopped`).
 
     Args:
-        seeds: each with an id of its own, or plain questions.
         retry_failed: also try again the seeds whose dialogue failed or was rejected.
         concurrency: dialogues under way at once; None takes as many as the teacher may have calls.
 
@@ -157,7 +148,10 @@ async def collect(
         asyncio.CancelledError: interrupted; what was answered is kept, and a line says so.
     """
     settings, path, began = settings or SelfChatSettings(), Path(path), time.monotonic()
-    seeds = _own_ids(tuple(as_seeds(seeds)))
+    seeds = tuple(as_seeds(seeds))
+    for name, count in Counter(seed.id for seed in seeds).most_common(1):
+        if count > 1:
+            raise BaizeError(f"two seeds have the id {name!r}: give each its own")
     if not isinstance(teacher, Teacher):
         raise BaizeError(f"teacher={teacher!r:.60}: make one, for example teacher_for('qwen-1.5b')")
     if teacher.calls.path is None:  # what is paid for here is kept beside the dialogues
@@ -177,13 +171,6 @@ async def collect(
         left=sum(seed.id not in session.done for seed in seeds), reasons=session.reasons,
         stopped=session.stopped, seconds=time.monotonic() - began, rate=str(teacher.pace),
     )  # fmt: skip
-
-
-def _own_ids(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
-    for name, count in Counter(seed.id for seed in seeds).most_common(1):
-        if count > 1:
-            raise BaizeError(f"two seeds have the id {name!r}: give each its own")
-    return seeds
 
 
 def _take_earlier(session: _Session, path: Path, questions: dict[str, str]) -> None:
@@ -221,3 +208,12 @@ def _appending(path: Path) -> Iterator[BinaryIO]:
         ) from error
     finally:
         _under_way.discard(name)
+
+
+def _append(file: BinaryIO, line: dict[str, Any]) -> None:
+    """One line, whole or not at all. The table has its content, so no `fsync` is needed."""
+    data = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    before = file.seek(0, os.SEEK_END)
+    if file.write(data) < len(data):
+        file.truncate(before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -54,11 +54,7 @@ class Budget:
         self._lock = threading.RLock()
 
     def reserve(self, usd: float, tokens: int) -> Reservation:
-        """Hold the most a call could cost, before it is made.
-
-        Raises:
-            BudgetExceeded: it does not fit beside what is spent and reserved; nothing is held.
-        """
+        """Hold the most a call could cost, before it is made; raises `BudgetExceeded`."""
         wanted = Reservation(math.ceil(usd * PICO), tokens)
         token_cap = math.inf if self.tokens is None else self.tokens
         with self._lock:
@@ -87,8 +83,7 @@ class Budget:
     ) -> None:
         """Replace a reservation by what the call cost, 0 if it was certainly not billed.
 
-        `uncertain` marks a bill nobody has seen. A bill above the reservation is recorded as it
-        is: the truth before the cap.
+        `uncertain` marks a bill nobody has seen. One above the reservation is recorded as it is.
         """
         pico = round(usd * PICO)
         with self._lock:

@@ -77,9 +77,7 @@ class Calls:
     """The table at `path` (None: in memory only) and the budget that its rows count against.
 
     Inside `with calls.held():` this process alone may write to it; leaving the last one lets go.
-
-    Raises:
-        BaizeError: `path` belongs to an earlier version of the course.
+    A `path` of an earlier version of the course is refused with a BaizeError.
     """
 
     def __init__(self, path: Path | str | None, budget: Budget | float | None = None) -> None:
@@ -103,11 +101,7 @@ class Calls:
 
     @contextlib.contextmanager
     def held(self) -> Iterator["Calls"]:
-        """Keep the table open and to ourselves.
-
-        Raises:
-            BaizeError: another process has it, the folder or disk refuses, or it is damaged.
-        """
+        """Keep the table open and to ourselves; a BaizeError says who or what is in the way."""
         with self._holding:
             if not self._connection:
                 try:
@@ -194,10 +188,7 @@ class Calls:
     async def begin(self, call: Call, usd: float, tokens: int, request: str | None = None) -> int:
         """Reserve the most a call can cost and note it; on disk when this returns. Gives its id.
 
-        With a `request`, to be sent with the next batch, the call only waits.
-
-        Raises:
-            BudgetExceeded: it does not fit into the budget; nothing is noted.
+        One with a `request` waits for the next batch. Raises `BudgetExceeded` if it does not fit.
         """
         held = self.budget.reserve(usd, tokens)
         number = next(self._numbers)
@@ -297,10 +288,9 @@ class Calls:
             return [dict(row) for row in self._read(sql, *values)]
 
     def claim(self, purpose: str, now: Mapping[str, Any]) -> None:
-        """Tie the table to settings (flat name -> value) on first use; refuse others later.
+        """Tie the table to settings (flat name -> value) on first use.
 
-        Raises:
-            BaizeError: it was begun with others; the text is the difference.
+        Later others are refused: a BaizeError shows the difference.
         """
         new = {name: json.dumps(value, ensure_ascii=False) for name, value in now.items()}
         with self.held():

@@ -49,9 +49,6 @@ def local_teacher(
         context: tokens a dialogue may have, prompt and reply.
         engine: "openvino" or "llama.cpp"; None takes the faster one that this machine has.
         options: `calls` or `budget`, as of `Teacher`.
-
-    Raises:
-        BaizeError: the weights or the engine are not to be had; the text says what to do.
     """
     has_openvino = importlib.util.find_spec("openvino_genai") is not None
     engine = engine or ("openvino" if has_openvino and name in FAST else "llama.cpp")
@@ -70,11 +67,9 @@ def teacher_for(
 ) -> Teacher:
     """The teacher a tier or `BAIZE_TEACHER` names: weights on this machine, or a hosted model.
 
-    Args:
-        name: a key of `MODELS`, the path of a GGUF file, or a model at `OPENAI_BASE_URL`.
-        price: USD per million tokens of a hosted one; None looks it up.
-        max_calls: calls in flight at most; None as many as the server bears.
-        options: `calls` or `budget`, as of `Teacher`.
+    `name` is a key of `MODELS`, the path of a GGUF file, or a model at `OPENAI_BASE_URL`, whose
+    `price` is looked up if it is None. `max_calls` may be in flight at once; None: as many as the
+    server bears. `options` are `calls` or `budget`, as of `Teacher`.
     """
     if name in MODELS or name.endswith(".gguf"):
         return local_teacher(name, slots=max_calls, **options)
@@ -115,9 +110,8 @@ def _llama_cpp(file: Path, slots: int, context: int, key: str) -> str:
 
 
 def _free_cores() -> int:
-    """Physical cores that nothing else is using: llama.cpp's threads wait for the slowest one, so
-    that sharing one core of two was measured 5 to 10 times slower than using the other alone. The
-    quietest of four looks counts: what is busy for a moment only is no reason to halve the speed.
+    """Physical cores that nothing else is using: sharing one core of two was measured 5 to 10
+    times slower than the other alone. The quietest of four looks counts.
     """
     import psutil
 

@@ -81,11 +81,8 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
 
     Of models priced by prompt length it is the price of short prompts; of those priced by the
     hour, that of the dearest one. A batch price that the table does not know is the full one.
-
-    Args:
-        model: a name such as `gpt-4.1-nano`; the models of `models.weights` are free.
-        base_url: where it is asked; the table knows more models when told the address.
-        year: 2023 gives what gpt-3.5-turbo cost when Baize was made, all that is known of the past.
+    The table knows more models when told their address (`base_url`); the models of
+    `models.weights` are free. Of the past, only gpt-3.5-turbo's price in 2023 is known.
 
     Raises:
         UnknownPrice: the table does not know the model.

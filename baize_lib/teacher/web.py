@@ -87,14 +87,9 @@ def serve_api(
 ) -> str:  # fmt: skip
     """Serve from a thread of this process until it ends; returns the address that clients need.
 
-    Args:
-        engine: a ValueError or BaizeError it raises is the client's (400), a LookupError names a
-            model that is not there (404), a RuntimeError is its own (500).
-        port: 0 takes a free one.
-        key: what a client must send as its API key; "" takes any.
-
-    Raises:
-        BaizeError: the port is in use, or an address that others can reach has no key.
+    A ValueError or BaizeError of the engine is the client's (400), a LookupError names a model that
+    is not there (404), a RuntimeError is its own (500). Port 0 takes a free one. With a `key`,
+    clients must send it; an address that others can reach is refused without one.
     """
     from aiohttp import web
 
@@ -103,10 +98,8 @@ def serve_api(
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise BaizeError(
-            f"port {port} of {host} cannot be used ({error}): choose another, or port=0 for a free "
-            "one"
-        ) from error
+        text = f"port {port} of {host} cannot be used ({error}): choose another, or port=0"
+        raise BaizeError(text) from error
     server = threading.Thread(
         target=web.run_app, args=(_app(engine, models, key),), daemon=True,
         # when a client goes away, its answer is not written to its end
