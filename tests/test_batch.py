@@ -299,7 +299,7 @@ def test_a_batch_of_another_account_is_named(stub, tmp_path):
     stub.batch_polls = 10**9
     interrupted(stub, tmp_path / "l.jsonl")
     stub._batches.clear()
-    with pytest.raises(RunStopped, match="batch_.* is not known .* use the key of the account"):
+    with pytest.raises(RunStopped, match="batch is not known .* use the key of the account"):
         run(stub, tmp_path / "l.jsonl")
 
 

@@ -1,8 +1,7 @@
 """What both sides of a self-chat are told, and how a dialogue is to be made.
 
 The texts stand in `texts.yaml`, the grammars that hold a weak teacher to a form in `*.gbnf` files
-beside it (llama.cpp's notation). A strong teacher needs neither grammar nor worked examples: it
-goes on with the conversation it already has in memory, and is asked for the next question.
+beside it (llama.cpp's notation).
 
 >>> system_prompt(Seed("1", "What is flu?", "medquad"), SelfChatSettings()).split(".")[0]
 'You are a careful medical assistant for lay people'

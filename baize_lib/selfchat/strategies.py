@@ -119,44 +119,40 @@ async def _answer(talk: Talk, question: str) -> None:
         grammar=prompts.grammar(domain, settings.language),
     )  # fmt: skip
     if not (said := without_thoughts(text).strip()):
-        raise TalkOver(_why_empty("reply", reason, "max_tokens", settings.max_tokens))
+        raise TalkOver(_why_empty("reply", reason, settings.max_tokens))
     talk.messages += [asked, {"role": "assistant", "content": said}]
     talk.reasons.append(reason)
 
 
-def _why_empty(what: str, reason: str, name: str, cap: int) -> str:
-    """Why a text that was paid for is empty; `name` is the setting that caps it."""
-    thought = f": its thoughts filled all {cap} tokens, so raise {name}"
+def _why_empty(what: str, reason: str, cap: int, setting: str = "max_tokens") -> str:
+    """Why a text that was paid for is empty; `setting` caps it."""
+    thought = f": its thoughts filled all {cap} tokens, so raise {setting}"
     return f"empty {what} ({reason})" + (thought if reason == "length" else "")
 
 
 async def _next_question(talk: Talk) -> str:
     """What the human asks next, each try a little bolder."""
-    settings, temperature = talk.settings, talk.settings.question_temperature
-    shown = prompts.question_messages(talk.seed, talk.messages, settings, talk.teacher.weak)
-    why = "no more questions"
+    settings, heat, why = talk.settings, talk.settings.question_temperature, "no more questions"
+    asked = [m["content"] for m in talk.messages if m["role"] == "user"]
+    last = " ".join(m["content"] for m in talk.messages[-2:])
     for number in range(QUESTION_TRIES):
         text, reason = await talk.ask(
-            f"user {len(talk.reasons) + 1}", shown, settings.question_tokens,
-            None if temperature is None else min(temperature + 0.2 * number, 1.4),
+            f"user {len(talk.reasons) + 1}",
+            prompts.question_messages(talk.seed, talk.messages, settings, talk.teacher.weak),
+            settings.question_tokens, None if heat is None else min(heat + 0.2 * number, 1.4),
             repeat_penalty=1.05, grammar=prompts.grammar("question", settings.language),
         )  # fmt: skip
         question = clean_question(text)
         if says_end(text):
             break
-        if reason == "stop" and question and _is_new(question, talk):
+        is_new = not any(same_question(question, earlier) for earlier in asked)
+        # a weak teacher strays: its question must be about something that was said
+        fits = not talk.teacher.weak or shares_a_word(question, last)
+        if reason == "stop" and question and is_new and fits:
             return question
         if not text and reason == "length":
-            why = _why_empty("question", reason, "question_tokens", settings.question_tokens)
+            why = _why_empty("question", reason, settings.question_tokens, "question_tokens")
     raise TalkOver(why)
-
-
-def _is_new(question: str, talk: Talk) -> bool:
-    """Not asked before; and, from a weak teacher, about something that was said."""
-    if any(same_question(question, m["content"]) for m in talk.messages if m["role"] == "user"):
-        return False
-    said = " ".join(m["content"] for m in talk.messages[-2:])
-    return not talk.teacher.weak or shares_a_word(question, said)
 
 
 async def _transcript(talk: Talk) -> str:
@@ -166,7 +162,7 @@ async def _transcript(talk: Talk) -> str:
         settings.temperature, repeat_penalty=1.1,
     )  # fmt: skip
     if not without_thoughts(text).strip():
-        raise TalkOver(_why_empty("transcript", reason, "max_tokens", settings.transcript_tokens))
+        raise TalkOver(_why_empty("transcript", reason, settings.transcript_tokens))
     found = parse_transcript(text)
     talk.defects += found.defects
     if not found.messages:

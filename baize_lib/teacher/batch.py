@@ -95,6 +95,12 @@ class BatchTeacher(Teacher):
             except asyncio.CancelledError:
                 print("interrupted: the batches go on without us; run the same again to fetch them")
                 raise
+            except TeacherError as error:
+                if error.kind != "404":
+                    raise
+                remedy = "use the key of the account that sent it, or another run folder"
+                text = f"a batch is not known at {self.host} ({error}): {remedy} (BAIZE_RUN)"
+                raise RunStopped(text, "404") from None
             return bool(under_way)
 
     async def _upload(self, rows: list[dict[str, Any]]) -> None:
@@ -127,7 +133,7 @@ class BatchTeacher(Teacher):
         with tqdm(total=len(names), unit="batch", disable=not names) as bar:
             while names:
                 for name in list(names):
-                    batch = await self._retrieve(name)
+                    batch = await self.request("batches.retrieve", name)
                     if rows := batch.request_counts:
                         bar.set_description(f"{batch.status}, {rows.completed} of {rows.total}")
                     if batch.status in ENDED:
@@ -135,15 +141,6 @@ class BatchTeacher(Teacher):
                         bar.update()
                 if names:
                     await asyncio.sleep(self._poll_seconds)
-
-    async def _retrieve(self, name: str) -> Any:
-        try:
-            return await self.request("batches.retrieve", name)
-        except TeacherError as error:
-            if error.kind != "404":
-                raise
-            text = f"batch {name} is not known at {self.host}: use the key of the account that "
-            raise RunStopped(text + "sent it, or another run folder (BAIZE_RUN)", "404") from None
 
     async def _ingest(self, batch: Any, tag: str) -> None:
         """Put every row's outcome into the table, once, and forget the batch."""

@@ -10,6 +10,7 @@ on disk before you see it. The SDK's own retries hide what they spend, so they a
 """
 
 import asyncio
+import contextlib
 import getpass
 import hashlib
 import json
@@ -75,10 +76,14 @@ def find_key(*, needed: bool = True) -> SecretStr | None:
 
     Nobody is asked to type one that is not `needed`. Raises a BaizeError that says where to put it.
     """
-    if found := os.environ.get("OPENAI_API_KEY") or _colab_secret():
-        return as_key(found)
-    if not needed:
-        return None
+    found = os.environ.get("OPENAI_API_KEY")
+    if not found and "google.colab" in sys.modules:
+        from google.colab import userdata
+
+        with contextlib.suppress(userdata.SecretNotFoundError, userdata.NotebookAccessError):
+            found = userdata.get("OPENAI_API_KEY")
+    if found or not needed:
+        return as_key(found) if found else None
     ipython = sys.modules.get("IPython")
     kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
     if getattr(kernel, "_allow_stdin", False) or (kernel is None and sys.stdin.isatty()):
@@ -87,17 +92,6 @@ def find_key(*, needed: bool = True) -> SecretStr | None:
         "no OPENAI_API_KEY in the environment: set it, or use a teacher on this machine with "
         "BAIZE_TIER=laptop"
     )
-
-
-def _colab_secret() -> str | None:
-    if "google.colab" not in sys.modules:
-        return None
-    from google.colab import userdata
-
-    try:
-        return userdata.get("OPENAI_API_KEY")
-    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
-        return None
 
 
 def as_key(text: str) -> SecretStr:
@@ -212,19 +206,17 @@ class Teacher:
             "stop": list(stop) if stop else None, **(extra or {}),
         }  # fmt: skip
         request = {name: value for name, value in request.items() if value is not None}
-        call = Call(self._key_of(request, attempt), purpose, subject, part, self.model)
+        asked = "here" if self.host in LOOPBACK else self.host
+        whole = json.dumps([asked, request, attempt], sort_keys=True).encode("utf-8", "replace")
+        key = hashlib.sha256(whole).hexdigest()[:32]
+        call = Call(key, purpose, subject, part, self.model)
         bound = Usage(input=token_bound(rows, extra), output=max_tokens)
         began = time.monotonic()
         with self.calls.held():
-            if found := self.calls.find(call.key):
+            if found := self.calls.find(key):
                 return found
             reply = await self._ask(request, call, bound)
         return replace(reply, seconds=time.monotonic() - began)
-
-    def _key_of(self, request: Mapping[str, Any], attempt: int) -> str:
-        asked = "here" if self.host in LOOPBACK else self.host
-        whole = json.dumps([asked, request, attempt], sort_keys=True)
-        return hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
 
     def _priced(self, reply: Reply, *, batch: bool = False) -> Reply:
         """The reply at our price or at the server's own, whichever is more."""
