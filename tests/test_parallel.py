@@ -166,6 +166,13 @@ def test_the_run_files_of_the_course_can_be_read(path):
     assert file.shard == ("sharded" in path.name)
 
 
+def test_the_command_starts_without_a_warning():
+    command = [sys.executable, "-m", "baize_lib.training.fit"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith("usage: python -m baize_lib.training.fit RUN.yaml")
+
+
 def test_a_missing_run_file_is_named(tmp_path, capsys):
     assert main([str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml cannot be read" in capsys.readouterr().err

@@ -135,6 +135,21 @@ def test_merging_never_touches_the_base_in_memory(adapter, tmp_path, chatting):
     assert all(torch.equal(p, after[name]) for name, p in before.items())
 
 
+@pytest.mark.parametrize("chatting", [False, True])
+def test_a_merge_copies_every_tensor_to_main_memory_and_none_beside_the_base(
+    adapter, tmp_path, chatting, monkeypatch
+):
+    def on_its_own_device(*_):
+        raise AssertionError("a tensor was copied where the base is")
+
+    base = tiny_base()
+    if chatting:
+        attach(base, adapter)
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", on_its_own_device)
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", on_its_own_device)
+    merge(base, adapter, tmp_path / "m")
+
+
 def test_merging_again_replaces_a_merged_model_and_nothing_else(adapter, tmp_path):
     merge(tiny_base(), adapter, tmp_path / "m")
     merge(tiny_base(), adapter, tmp_path / "m")

@@ -64,7 +64,7 @@ class _Talk:
 
 
 def open_page(chat: ChatModel, run: Run, **launch: Any) -> "Blocks":
-    """Open the page on this machine; thumbs go into the run, `launch` to Gradio's `launch`."""
+    """Open the page on this machine; thumbs go into the run, `launch` to Gradio's own."""
     try:
         import gradio as gr
     except ImportError as error:

@@ -98,10 +98,7 @@ def _check_whole(
 ) -> None:
     known, end = model.get_input_embeddings().weight.shape[0], tokenizer.eos_token_id
     if missing:
-        raise BaizeError(
-            f"{name} has no weights for {missing[0]} and {len(missing) - 1} more, which would be "
-            "random: it is damaged or no causal language model; choose another base model"
-        )
+        raise BaizeError(f"{name} has no weights for {missing[0]}: choose another base model")
     if end is None or end >= known:
         raise BaizeError(
             f"the end token of {name} is number {end}, and the model knows only {known} tokens: "
@@ -118,28 +115,29 @@ def _choose_precision(precision: str) -> tuple[str, str]:
         return precision, "as asked"
     if not torch.cuda.is_available():
         return "float32", "there is no GPU here"
-    if _gpu_has_bfloat16():
+    if _unpacked() == "bfloat16":
         return "bfloat16", "this GPU computes in it, at half the memory of float32"
     return "float32", "this GPU has no bfloat16; float16 is faster, for models that bear it"
 
 
-def _gpu_has_bfloat16() -> bool:
+def _unpacked() -> str:
+    """The precision of what int8 and nf4 do not pack: bfloat16 where a GPU computes in it."""
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    there = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if there else "float32"
 
 
 def _loading(precision: str) -> dict[str, Any]:
     """The keyword arguments of `from_pretrained`."""
-    import torch
     from transformers import BitsAndBytesConfig
 
     if precision not in ("int8", "nf4"):
-        return {"dtype": getattr(torch, precision)}
-    dtype = torch.bfloat16 if _gpu_has_bfloat16() else torch.float32
+        return {"dtype": precision}
+    dtype = _unpacked()
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
-    return {"quantization_config": BitsAndBytesConfig(**chosen), "dtype": dtype}
+    return {"dtype": dtype, "quantization_config": BitsAndBytesConfig(**chosen)}
 
 
 def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:
@@ -150,9 +148,9 @@ def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:
     if device == "cpu" and shape.num_parameters > 3e9:
         raise BaizeError(
             f"{size} and this machine has no GPU: use one (Colab: Runtime > Change runtime type), "
-            "or the base 'smollm2-135m'"
+            "or 'smollm2-135m'"
         )
-    needed = shape.gigabytes(precision, 2 if _gpu_has_bfloat16() else 4)
+    needed = shape.gigabytes(precision, 2 if _unpacked() == "bfloat16" else 4)
     free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
     if needed > free / 1e9:
         raise BaizeError(

