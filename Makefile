@@ -1,4 +1,4 @@
-# The course's commands. A fresh machine needs Python 3.11 or newer and make; nothing else.
+# The course's commands. A fresh machine needs Python 3.11 to 3.14 and make; nothing else.
 #   make course   set up, run all notebooks at TIER (laptop), HTML index and receipt in runs/course/
 #   make bonus    the longer experiments of notebooks/bonus/, on the course's run
 #   make test     set up, lint, doctests, tests, and every notebook at tier ci
@@ -16,7 +16,7 @@ TIER ?= $(or $(BAIZE_TIER),laptop)
 export BAIZE_TIER := $(TIER)
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-  $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1 \
   && command -v $$p && break; done)
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
@@ -78,7 +78,7 @@ clean:
 	@echo "Kept: your other runs in runs/, and the models in the user cache."
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "No usable Python found: the course needs Python 3.11 or newer \
+	@test -n "$(PYTHON)" || { echo "No usable Python found: the course needs Python 3.11 to 3.14 \
 	with its venv module (Debian/Ubuntu: apt install python3-venv). Then run make again, or name \
 	one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time"

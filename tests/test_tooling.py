@@ -35,6 +35,10 @@ def conda():
     return plain, options, [Requirement(line) for line in piped if not line.startswith("-")]
 
 
+def every_line():
+    return [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
+
+
 def requirements(*groups):
     listed = [*PROJECT["dependencies"], *(line for group in groups for line in EXTRAS[group])]
     return {canonicalize_name(r.name): r for r in map(Requirement, listed)}
@@ -107,6 +111,43 @@ def test_uv_sync_reads_the_same_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = dict(line.split("==") for line in project["tool"]["uv"]["constraint-dependencies"])
     assert listed == pins()
+
+
+def locked():
+    return tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
+
+
+def test_the_lock_of_uv_holds_the_pinned_set_and_nothing_else():
+    versions = {row["name"]: row["version"] for row in locked()["package"]}
+    # torch itself names the one version of each CUDA library that it takes
+    cuda = {name for name in versions if re.match("cuda-|nvidia-|triton$", name)}
+    assert {n: v for n, v in versions.items() if n not in cuda} == pins() | {
+        "baize-course": PROJECT["version"]
+    }
+
+
+def test_the_lock_of_uv_is_made_from_the_requirements_of_today():
+    lock = locked()
+    own = next(row for row in lock["package"] if row["name"] == "baize-course")
+    wanted = sorted(f"{r.name} {r.specifier}" for r in map(Requirement, every_line()))
+    assert wanted == sorted(
+        f"{row['name']} {SpecifierSet(row.get('specifier', ''))}"
+        for row in own["metadata"]["requires-dist"]
+    )
+    assert {row["name"]: row["specifier"][2:] for row in lock["manifest"]["constraints"]} == pins()
+    assert SpecifierSet(lock["requires-python"]) == SpecifierSet(PROJECT["requires-python"])
+
+
+def test_the_lock_of_uv_names_public_files_with_their_hashes_and_a_wheel_of_each_package():
+    public = "https://files.pythonhosted.org/packages/"
+    for row in locked()["package"]:
+        if row["name"] == "baize-course":
+            continue
+        assert row["source"] == {"registry": "https://pypi.org/simple"}, row["name"]
+        assert row["wheels"], row["name"]
+        for file in [*row["wheels"], row.get("sdist") or row["wheels"][0]]:
+            assert file["url"].startswith(public), file["url"]
+            assert re.fullmatch("sha256:[0-9a-f]{64}", file["hash"]), file["url"]
 
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
