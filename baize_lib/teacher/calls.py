@@ -24,6 +24,7 @@ import contextlib
 import errno
 import itertools
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -47,8 +48,6 @@ INSERT = """INSERT INTO calls
   VALUES (?, ?, ?, ?, ?, ?, 'begun', ?, ?, ?, ?)"""
 ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_input = ?, output = ?,
   estimated = ?, finish_reason = ?, text = ? WHERE id = ?"""
-DAMAGE = ("malformed", "not a database", "no such column")
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Call(NamedTuple):
@@ -94,8 +93,11 @@ class Calls:
         self._opened = contextlib.ExitStack()
         for old in self.path.parent.glob("*") if self.path and not self.path.exists() else ():
             if old.name.endswith((".calls.jsonl", ".settings.json")):
-                text = SAID["table"]["earlier"].format(name=old.name)
-                raise BaizeError(f"{self.path.parent} {text}")
+                raise BaizeError(
+                    f"{self.path.parent} was collected by an earlier version of the course "
+                    f"({old.name}): its finished dialogues can be read and trained on as they are; "
+                    "to collect more, set BAIZE_RUN to a new name"
+                )
 
     # ---- holding the file
 
@@ -173,15 +175,11 @@ class Calls:
 
     def _explained(self, error: sqlite3.Error | OSError) -> BaizeError:
         """A fault of the file, with a remedy."""
-        why = "unwritable"
-        if isinstance(error, filelock.Timeout):
-            why = "locked"
-        elif getattr(error, "errno", None) in NO_LOCKS:
-            why = "lockless"
-        elif any(word in str(error) for word in DAMAGE):
-            why = "damaged"
+        code = errno.errorcode.get(getattr(error, "errno", None))
+        fault = f"{type(error).__name__} {code} {error}"
+        rule = next(rule for rule in SAID["table"] if re.search(rule["fault"], fault))
         said = getattr(error, "strerror", None) or error
-        return BaizeError(f"{self.path} {SAID['table'][why].format(error=said)}")
+        return BaizeError(f"{self.path} {rule['text'].format(error=said)}")
 
     # ---- writing: whoever comes first commits for all who wait
 
@@ -303,8 +301,10 @@ class Calls:
                 if old.get(name, "null") != new.get(name, "null")
             ]
             if changed:
-                text = SAID["table"]["settings"].format(changed="".join(changed))
-                raise BaizeError(f"{self.path} {text}")
+                raise BaizeError(
+                    f"{self.path} was begun with other settings:{''.join(changed)}\n"
+                    "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
+                )
             insert = "INSERT OR IGNORE INTO settings VALUES (?, ?)"
             self.write_now((insert, purpose, json.dumps(now)))
 

@@ -23,8 +23,6 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["TeacherError", "RunStopped"]
-
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
 SAID = tomllib.loads(Path(__file__).with_name("errors.toml").read_text(encoding="utf-8"))
 _FINISH = {theirs: ours for ours, names in SAID["finish"].items() for theirs in names.split()}
