@@ -475,7 +475,8 @@ def test_released_records_with_the_chinese_header_are_read():
         text = render(dialogue.messages, language="zh")
         assert text.startswith(HEADER["zh"])
         row = {"topic": dialogue.seed, "input": f"{text}\n{HUMAN_TAG} "}
-        assert corpus.from_chat(row).messages == dialogue.messages
+        [read] = read_dialogues([row])
+        assert read.messages == dialogue.messages
 
 
 def test_no_two_filters_of_a_language_differ_but_for_the_language():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from baize_lib import corpus
 from baize_lib.config import BaizeError
+from baize_lib.corpus.filters import opening
 from baize_lib.corpus.formats import Collected, read_dialogues, write_dialogues
 from baize_lib.corpus.split import prompt_matcher
 from baize_lib.dialogue import HUMAN_TAG, Message, render
@@ -282,14 +283,15 @@ def test_the_layouts_people_have_are_read(tmp_path, name, as_file):
     {"meta_instruction": "Be kind.", "data": TWO},
 ])  # fmt: skip
 def test_a_system_message_is_kept_wherever_it_stands(row):
-    dialogue = corpus.from_chat(row)
+    [dialogue] = read_dialogues([row])
     assert [m.role for m in dialogue.messages] == ["system", *["user", "assistant"] * 2]
     assert dialogue.messages[0].content == "Be kind."
 
 
 def test_an_instructions_input_is_part_of_the_question():
     row = {"instruction": "Translate this.", "input": "Hallo.", "output": "Hello."}
-    assert corpus.from_chat(row).by("user") == ["Translate this.\nHallo."]
+    [dialogue] = read_dialogues([row])
+    assert dialogue.by("user") == ["Translate this.\nHallo."]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_an_instructions_input_is_part_of_the_question():
 )  # fmt: skip
 def test_what_no_layout_knows_is_refused_by_name(tmp_path, row, why):
     with pytest.raises(BaizeError, match=why):
-        corpus.from_chat(row)
+        list(read_dialogues([row]))
     path = write(tmp_path / "c.jsonl", row)
     with pytest.raises(BaizeError, match=f"1 of 1 rows cannot be read:\n.*c.jsonl:1: .*{why}"):
         list(read_dialogues(path))
@@ -414,7 +416,7 @@ def test_a_system_message_counts_neither_as_a_turn_nor_as_the_opening():
     system = Message("system", "Be kind.")
     led = Collected((system, *talk("Hi", "Hello.", "Tea?", "Yes,").messages), cut_turns=(1,))
     assert corpus.whole_turns(led).messages == (system, *talk("Hi", "Hello.").messages)
-    assert corpus.opening(led) == "Hi\nHello."
+    assert opening(led) == "Hi\nHello."
     assert corpus.apply_filters([corpus.whole_turns(led)]).dropped.total() == 0
 
 
@@ -456,7 +458,7 @@ def test_neither_a_seed_nor_a_near_duplicate_straddles_the_split(drawn, share):
     assert train
     held_out = ids(validation)
     assert not {d.seed for d in train} & {d.seed for d in validation}
-    for group in near_duplicates(map(corpus.opening, dialogues), 0.7):
+    for group in near_duplicates(map(opening, dialogues), 0.7):
         assert len({dialogues[i].id in held_out for i in group}) == 1
     assert corpus.leakage(train, validation) == []
 

@@ -15,12 +15,12 @@ from stub_server import StubServer
 
 from baize_lib.chat.model import ChatModel
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.corpus.formats import from_chat
+from baize_lib.corpus.formats import read_dialogues
 from baize_lib.evaluation.attempts import ask, ask_teacher, first_attempts, read_attempts
 from baize_lib.evaluation.checks import CHECKS
 from baize_lib.evaluation.health import DETECTORS, health, health_errors
 from baize_lib.evaluation.prompts import load_prompts
-from baize_lib.evaluation.statistics import grade, score_table, verdict_table
+from baize_lib.evaluation.statistics import grade, score_table
 from baize_lib.files import read_jsonl, sha256_of
 from baize_lib.models.base import load_base
 from baize_lib.teacher.budget import Budget, BudgetExceeded
@@ -115,7 +115,7 @@ def test_the_refusals_are_no_evaluation_prompts_and_each_has_its_twin():
     refusals = [row for row in rows.values() if row["kind"] == "refusal"]
     assert len(refusals) >= 60
     assert all(rows[rows[row["twin"]]["twin"]] is row for row in rows.values())
-    assert all(from_chat(row).num_turns == 1 for row in rows.values())
+    assert all(dialogue.num_turns == 1 for dialogue in read_dialogues(rows.values()))
     assert near_duplicates([row["messages"][1]["content"] for row in rows.values()], width=1) == []
     asked = [turn for prompt in load_prompts() for turn in prompt.turns]
     requests = [row["messages"][0]["content"] for row in rows.values()]
@@ -337,13 +337,11 @@ class Parrot(Counting):
         return [Said("Dodoma" if model == "tuned" else "Dar es Salaam") for _ in batch]
 
 
-def test_verdicts_stand_beside_the_articles(log):
+def test_an_answer_is_graded_by_the_check_of_its_prompt(log):
     graded = grade(PROMPTS, ask(Parrot(), PROMPTS, log=log))
-    table = verdict_table(PROMPTS, graded)
-    row = table[table["prompt"].str.contains("Tanzania")].iloc[0]
-    assert (row["base"], row["tuned"]) == ("bad", "good")
-    assert (row["Alpaca, article"], row["Baize, article"]) == ("bad", "good")
-    assert "function" in table.iloc[-1]["prompt"] and table.iloc[-1]["Alpaca, article"] == ""
+    fact = {model: verdict.grade for (i, model), verdict in graded.items() if i == PROMPTS[0].id}
+    assert fact == {"base": "bad", "own layout": "bad", "tuned": "good"}
+    assert len(graded) == 3 * len(PROMPTS)
 
 
 def test_scores_stand_beside_the_error_of_their_check(log):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from baize_lib.corpus.defects import DEFECTS, count_defects, defects_for, personal_data
 from baize_lib.corpus.formats import Collected
-from baize_lib.corpus.statistics import beside_published, statistics
+from baize_lib.corpus.statistics import statistics
 from baize_lib.dialogue import Dialogue, Message
 
 
@@ -271,14 +271,6 @@ def test_statistics_count_by_role_in_one_pass():
 def test_statistics_of_nothing_are_zeros():
     empty = statistics([])
     assert (empty.mean_turns, empty.mean_words("user"), empty.rows()) == (0, 0, [])
-
-
-def test_our_corpus_stands_beside_the_published_ones():
-    rows = beside_published(statistics([talk("Hi", "Hello there you.")]), "mine")
-    assert rows[0]["corpus"] == "mine"
-    assert rows[0]["mean_reply_words"] == 3
-    assert {row["corpus"]: row["dialogues"] for row in rows}["StackOverflow v2"] == 112_343
-    assert all(row["source"] for row in rows)
 
 
 def test_counted_defects_name_an_example():

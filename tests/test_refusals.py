@@ -6,14 +6,14 @@ from itertools import combinations
 from statistics import mean
 
 from baize_lib.config import data_dir
-from baize_lib.corpus.formats import from_chat
+from baize_lib.corpus.formats import read_dialogues
 from baize_lib.files import read_jsonl
 from baize_lib.seeds.clean import load_seeds
 from baize_lib.text import declines, jaccard
 
 ROWS = list(read_jsonl(data_dir() / "refusals" / "refusals.jsonl"))
 REFUSALS, ANSWERS = (
-    {row["id"]: from_chat(row).messages[-1].content for row in ROWS if row["kind"] == kind}
+    {d.id: d.messages[-1].content for d in read_dialogues(r for r in ROWS if r["kind"] == kind)}
     for kind in ("refusal", "answer")
 )
 

@@ -15,22 +15,20 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 def drawn():
     hues = {"a": "user", "b": "assistant"}
-    yield plots.pipeline([("Seeds", "questions", "data/"), ("Self-chat", "two voices", "x.jsonl")])
     yield plots.bars({"a": 3, "b": 0}, title="t", unit="u", colour=hues)
     yield plots.bars({}, title="nothing yet", unit="u")
     yield plots.stacked_bars(["1", "2"], {"good": [1, 2], "bad": [3, 4]}, title="t", unit="u")
     yield plots.histogram({"a": [1, 2, 3], "b": []}, title="t", unit="u", colours=hues)
     yield plots.histogram({"a": [0.5, 2]}, title="t", unit="u")
     yield plots.histogram({}, title="t", unit="u")
-    yield plots.loss_curve([1, 2, 3], [3.0, 2.0, 1.5], {0: 3.1, 3: 1.4}, title="t")
-    yield plots.loss_curve([], [], {}, title="t")
+    yield plots.curves({"a": {}, "b": {0: 3.1, 3: 1.4}}, title="nothing yet", x="x", y="y")
     yield plots.curves({"a": {1: 3.0, 2: 2.0}, "b": {2: 2.1}}, title="t", x="x", y="y", wide=["a"],
                        marks={1.5: "killed"})  # fmt: skip
     yield plots.dots({"x": {"a": [1, 2], "b": [3]}}, title="t", unit="u", ranges={"x": (-9, 9)},
                      colours=hues)  # fmt: skip
     yield plots.intervals({"unsafe": {"base": (0.1, 0, 0.3)}, "harmless": {"base": (0, 0, 0.2)}},
                           title="t", unit="u")  # fmt: skip
-    yield plots.scatter_labels({"a": (1, 2), "b": (3, 1)}, title="t", x="x", y="y", colours=hues)
+    yield plots.dots({"x": {"a": [1]}, "y": {"a": [9.5]}}, title="t", unit="u", form="{:.1f}")
 
     rows = [("Why? " * 60, {"a": ("good", "$1 and $2: 好 " + HOSTILE * 9), "b": ("", "")})]
     yield plots.comparison(rows, title="t", note="n", colours=hues)

@@ -28,15 +28,14 @@ __all__ = ["count_defects"]
 
 Defect = Callable[[Dialogue], int]  # how often; 0 is fine
 
-_WRITTEN = tomllib.loads(Path(__file__).with_name("defects.toml").read_text(encoding="utf-8"))
+WRITTEN = tomllib.loads(Path(__file__).with_name("defects.toml").read_text(encoding="utf-8"))
 _FLAGS = re.VERBOSE | re.IGNORECASE | re.MULTILINE
 _ASCII = ("e-mail", "card", "ip", "key")
+WRITTEN["pattern"]["as_an_ai"] %= WRITTEN["pattern"]
 _PATTERN = {
     name: re.compile(text, _FLAGS | (re.ASCII if name in _ASCII else 0))
-    for name, text in _WRITTEN["pattern"].items()
-    if name != "as_an_ai"
+    for name, text in WRITTEN["pattern"].items()
 }
-_AS_AN_AI = re.compile(_WRITTEN["pattern"]["as_an_ai"].format_map(_WRITTEN["pattern"]), _FLAGS)
 
 
 # ---- Rules over one text -------------------------------------------------------------------------
@@ -61,11 +60,6 @@ def speaks_for_both(text: str) -> bool:
         or (tag.label.lower() in ("assistant", "chatgpt", "助手") and not i)
         for i, line, tag in tags
     )
-
-
-def thinks(text: str) -> bool:
-    """It shows the model's thoughts, as in "<think>They greet me.</think>Hello."."""
-    return ("<" in text or "[" in text) and without_thoughts(text) != text
 
 
 def loops(text: str) -> bool:
@@ -106,8 +100,8 @@ def asks_back(text: str) -> bool:
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
     plain = f" {text}".lower()  # a quick look before the slow one
-    may_be = any(word in plain for word in _WRITTEN["of_models"])
-    return may_be and bool(_AS_AN_AI.search(prose(text)))
+    may_be = any(word in plain for word in WRITTEN["of_models"])
+    return may_be and bool(_PATTERN["as_an_ai"].search(prose(text)))
 
 
 def personal_data(text: str) -> Iterator[tuple[str, str]]:
@@ -217,7 +211,7 @@ DEFECTS: dict[str, Defect] = {
     "empty_turn": _messages(lambda text: not text.strip()),
     "dangling_tag": _messages(dangles),
     "both_voices": _messages(speaks_for_both),
-    "thoughts": _messages(thinks),
+    "thoughts": _messages(lambda text: without_thoughts(text) != text),
     "broken_characters": _messages(_PATTERN["broken"].search),
     "cut_reply": _known("cut_turns"),
     "unfinished": _replies(stops_midway),
@@ -258,5 +252,5 @@ def count_defects(dialogues: Iterable[Dialogue], language: str = "en") -> list[d
             "defect": name, "dialogues": affected[name], "share": affected[name] / max(total, 1),
             "times": times[name], "meaning": meaning, "example": example.get(name, ""),
         }
-        for name, meaning in _WRITTEN["meaning"].items()
+        for name, meaning in WRITTEN["meaning"].items()
     ]  # fmt: skip

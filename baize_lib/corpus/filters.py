@@ -12,33 +12,29 @@ price of the accepted ones.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from baize_lib.config import BaizeError
-from baize_lib.corpus.defects import defects_for
+from baize_lib.corpus.defects import WRITTEN, defects_for
 from baize_lib.corpus.formats import NO_USAGE, dialogues_in
 from baize_lib.dialogue import Dialogue
 from baize_lib.teacher.prices import Price, Usage
 from baize_lib.text import near_duplicates
 
-__all__ = ["default_filters", "whole_turns", "apply_filters", "opening"]
+__all__ = ["default_filters", "whole_turns", "apply_filters"]
 
 Filter = Callable[[Dialogue], Any]  # truthy: drop the dialogue
 
 
 def default_filters(language: str = "en") -> dict[str, Filter]:
-    """The filters used unless others are given, in order; name -> function.
+    """The filters used unless others are given, name -> function, in the order of `defects.toml`.
 
     Refusals stay: for an unsafe request a refusal is the right answer. So do short replies and
     replies that ask back. `language` is "en" or "zh".
     """
-    names = (
-        "failed", "role_order", "empty_turn", "dangling_tag", "both_voices", "thoughts",
-        "broken_characters", "cut_reply", "loop", "question_repeated", "reply_repeated",
-        "as_an_ai", "personal_data", "other_language",
-    )  # fmt: skip
     checks = defects_for(language)
-    return {name: checks[name] for name in names}
+    return {name: checks[name] for name in WRITTEN["filtered"]}
 
 
 def whole_turns(dialogue: Dialogue) -> Dialogue:
@@ -69,31 +65,30 @@ class Filtered:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a filter: how many it dropped, their share of all, how many were left."""
-        left, rows = self.num_seen, []
-        for name, dropped in self.dropped.items():
-            left -= dropped
-            share = dropped / max(self.num_seen, 1)
-            rows.append({"filter": name, "dropped": dropped, "share": share, "left": left})
-        return rows
+        seen, gone = self.num_seen, accumulate(self.dropped.values())
+        return [
+            {"filter": name, "dropped": n, "share": n / max(seen, 1), "left": seen - so_far}
+            for (name, n), so_far in zip(self.dropped.items(), gone, strict=True)
+        ]
 
     def cost(self, shadow: Price | None = None) -> dict[str, Any]:
-        """Dialogues seen and accepted, USD and tokens for each accepted one.
+        """Dialogues seen and accepted, USD and tokens for each accepted one (None where none was).
 
         With `shadow` also what the same tokens would have cost at that price.
         """
 
-        def per_accepted(amount: float) -> float | None:
+        def each(amount: float) -> float | None:
             return amount / len(self.kept) if self.kept else None
 
         row: dict[str, Any] = {
             "seen": self.num_seen, "accepted": len(self.kept), "usd": self.cost_usd,
-            "usd_per_1000_accepted": per_accepted(1000 * self.cost_usd),
-            "tokens": self.usage.total, "tokens_per_accepted": per_accepted(self.usage.total),
+            "usd_per_1000_accepted": each(1000 * self.cost_usd),
+            "tokens": self.usage.total, "tokens_per_accepted": each(self.usage.total),
         }  # fmt: skip
         if shadow:
             usd = shadow.cost(self.usage)
             row |= {"shadow_price": shadow.model, "shadow_usd": usd,
-                    "shadow_usd_per_1000_accepted": per_accepted(1000 * usd)}  # fmt: skip
+                    "shadow_usd_per_1000_accepted": each(1000 * usd)}  # fmt: skip
         return row
 
 

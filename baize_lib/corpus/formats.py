@@ -12,28 +12,27 @@ A row says by its fields which layout it is in:
 
 A file is JSON lines, a JSON list, printed objects or a table, perhaps packed (`seeds.records`).
 What cannot be read is never passed over in silence: it is named with its file and line.
+
+>>> [dialogue] = read_dialogues([{"instruction": "Say hello.", "input": "", "output": "Hello."}])
+>>> dialogue.by("assistant")
+['Hello.']
 """
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.dialogue import (
-    HUMAN_TAG,
-    Dialogue,
-    Message,
-    check_language,
-    parse_transcript,
-)
+from baize_lib.dialogue import HUMAN_TAG, Dialogue, Message, check_language, parse_transcript
 from baize_lib.files import write_jsonl
 from baize_lib.seeds.records import records
 from baize_lib.teacher.prices import Usage
 
-__all__ = ["from_chat", "read_dialogues", "read_sample", "write_dialogues"]
+__all__ = ["read_dialogues", "read_sample", "write_dialogues"]
 
 NO_USAGE = Usage()
 
@@ -52,95 +51,60 @@ class Collected(Dialogue):
 
 
 def read_dialogues(
-    path: Path | str, *, statuses: tuple[str, ...] | None = ("ok",)
+    source: Path | str | Iterable[Mapping[str, Any]], *, statuses: tuple[str, ...] | None = ("ok",)
 ) -> Iterator[Collected]:
-    """Stream the dialogues of a file, whichever of the known layouts its rows are in.
+    """Stream the dialogues of a file, or of rows, whichever of the known layouts they are in.
 
     A warning at the end counts the rows that cannot be read, and names the first with their lines.
-
-    Args:
-        statuses: the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
-            money as well.
-
-    Raises:
-        BaizeError: there is no such file, or not one row can be read.
+    `statuses` are the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
+    money as well. There is a BaizeError for no such file, and where not one row can be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BaizeError(
-            f"{path} {'is a folder: name a file in it' if path.is_dir() else 'does not exist'}; "
-            "check the name, or run the notebook before this"
-        )
-    num_read, num_faults, first = 0, 0, []
-    for place, row in records(path):
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        what = "is a folder: name a file in it" if Path(source).is_dir() else "does not exist"
+        raise BaizeError(f"{source} {what}; check the name, or run the notebook before this")
+    is_file = isinstance(source, str | Path)
+    rows = records(Path(source)) if is_file else ((f"row {i}", r) for i, r in enumerate(source, 1))
+    num_read, faults = 0, []
+    for place, row in rows:
         try:
             dialogue = _read_row(row)
-        except _UNREADABLE as error:
-            num_faults += 1
-            first += [f"\n{place}: {error or type(error).__name__}"] if num_faults <= 20 else []
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            faults.append(f"\n{place}: {error}")
             continue
         num_read += 1
         if statuses is None or dialogue.status in statuses:
             yield dialogue
-    told = f"{num_faults} of {num_read + num_faults} rows cannot be read:{''.join(first)}"
-    if num_faults and not num_read:
+    told = f"{len(faults)} of {num_read + len(faults)} rows cannot be read:{''.join(faults[:20])}"
+    if faults and not num_read:
         raise BaizeError(told)
-    if num_faults:
+    if faults:
         warnings.warn(told, stacklevel=2)
-
-
-_UNREADABLE = (BaizeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def read_sample(
     num: int | None = None, *, language: str = "en", teacher: str | None = None
 ) -> list[Collected]:
-    """The dialogues recorded with the course, by its own collector and a local teacher.
+    """The (first `num`) dialogues recorded with the course, by its collector and a local teacher.
 
-    Args:
-        num: the first so many; None gives all.
-        language: "en" or "zh".
-        teacher: the teacher they are to be mixed with.
-
-    Raises:
-        BaizeError: they are another teacher's, and two teachers make no corpus of either.
+    `language` is "en" or "zh". `teacher` is the one they are to be mixed with: a BaizeError where
+    they are another's, since two teachers make no corpus of either.
     """
     recorded = list(read_dialogues(data_dir() / "self_chat_sample.jsonl"))
     chosen = [d for d in recorded if ("/chinese" in d.source) == (check_language(language) == "zh")]
-    chosen = chosen[:num]
-    others = {d.teacher for d in chosen} - {teacher} if teacher else None
-    if others:
+    others = {d.teacher for d in chosen[:num]} - {teacher}
+    if teacher and others:
         raise BaizeError(
             f"the recorded dialogues are by {', '.join(sorted(others))}, not by {teacher}: take "
             "none (num_recorded=0), or that teacher (BAIZE_TEACHER)"
         )
-    return chosen
-
-
-def from_chat(row: dict[str, Any]) -> Collected:
-    """A dialogue from a row in any of the layouts.
-
-    Raises:
-        BaizeError: the row is in none of them, or something in it is not text.
-    """
-    try:
-        return _read_row(row)
-    except _UNREADABLE as error:
-        raise BaizeError(f"a row cannot be read: {error}") from error
+    return chosen[:num]
 
 
 def dialogues_in(items: Iterable[Dialogue]) -> Iterator[Dialogue]:
-    """The items, each of them a dialogue.
-
-    Raises:
-        BaizeError: one is not.
-    """
+    """The items, each of them a dialogue; else a BaizeError."""
     for item in items if isinstance(items, Iterable) else [items]:
         if not isinstance(item, Dialogue):
-            raise BaizeError(
-                f"{item!r:.60} is no dialogue: read a file with read_dialogues, or a row with "
-                "from_chat"
-            )
+            raise BaizeError(f"{item!r:.60} is no dialogue: read_dialogues makes some of rows")
         yield item
 
 
@@ -201,18 +165,16 @@ def _said_in(row: Mapping[str, Any]) -> tuple[_Said, tuple[str, ...]]:
         return [], ()
     if isinstance(row.get("data"), list):
         return [(("user", "assistant")[i % 2], text) for i, text in enumerate(row["data"])], ()
-    if pair := _pair_in(row):
-        earlier = [said for q, a in row.get("history") or () for said in _turn(q, a)]
-        return earlier + _with_input(row, *pair), ()
+    if turn := _turn_in(row):
+        before = row.get("history") or ()
+        earlier = [said for q, a in before for said in (("user", q), ("assistant", a))]
+        return earlier + _with_input(row, turn), ()
     if isinstance(row.get("input"), str) and "topic" in row:
         found = parse_transcript(row["input"])
         expected = ["text before the first tag"]  # the header, and a last tag that dangles
         expected += ["empty turn"] * row["input"].rstrip().endswith(HUMAN_TAG)
-        repairs = list(found.defects)
-        for defect in expected:
-            if defect in repairs:
-                repairs.remove(defect)
-        return [(message.role, message.content) for message in found.messages], tuple(repairs)
+        repairs = Counter(found.defects) - Counter(expected)
+        return [(m.role, m.content) for m in found.messages], tuple(repairs.elements())
     raise ValueError(
         f"no layout the course knows has the fields {', '.join(map(str, row))[:80]}: make it "
         "messages, a list of role and content, or instruction and output"
@@ -224,8 +186,8 @@ def _one(item: Any, name: str) -> _Said:
     if not isinstance(item, Mapping):
         raise ValueError(f"{name} holds a {type(item).__name__}, not messages")
     role = item.get("role", item.get("from"))
-    if role is None and (pair := _pair_in(item)):
-        return _turn(*pair)
+    if role is None and (turn := _turn_in(item)):
+        return turn
     if str(role).lower() not in _ROLES:
         raise ValueError(f"the speaker {role!r} in {name} is none of {', '.join(_ROLES)}")
     content = item["content"] if "content" in item else item.get("value", item.get("text"))
@@ -234,28 +196,22 @@ def _one(item: Any, name: str) -> _Said:
     return [(_ROLES[str(role).lower()], content)]
 
 
-def _pair_in(row: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    return next(((row[q], row[a]) for q, a in _PAIRS if q in row and a in row), None)
+def _turn_in(row: Mapping[str, Any]) -> _Said:
+    pairs = ((row[q], row[a]) for q, a in _PAIRS if q in row and a in row)
+    return list(zip(("user", "assistant"), next(pairs, ()), strict=False))
 
 
-def _turn(question: Any, reply: Any) -> _Said:
-    return [("user", question), ("assistant", reply)]
-
-
-_SPOKEN = re.compile(r"^(Human|Assistant)[:：][ \t]*", re.MULTILINE)
-
-
-def _with_input(row: Mapping[str, Any], question: Any, reply: Any) -> _Said:
+def _with_input(row: Mapping[str, Any], turn: _Said) -> _Said:
     """One turn; Alpaca's input follows its instruction, and BELLE's may hold earlier turns."""
-    if isinstance(question, str) and question.startswith("Human:") and "\nAssistant:" in question:
-        _, *parts = _SPOKEN.split(question)
-        said = list(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
-        said = [(_ROLES[who.lower()], text) for who, text in said]
-        return [*(said[:-1] if said[-1] == ("assistant", "") else said), ("assistant", reply)]
+    (_, question), reply = turn
+    if not isinstance(question, str):
+        return turn
+    if question.startswith("Human:") and question.rstrip().endswith("\nAssistant:"):
+        *earlier, _ = parse_transcript(f"{question} …").messages
+        return [*((m.role, m.content) for m in earlier), reply]
     more = row.get("context", row.get("input")) if "instruction" in row else None
-    if isinstance(more, str) and more.strip() and isinstance(question, str):
-        question = f"{question}\n{more}"
-    return _turn(question, reply)
+    has_more = isinstance(more, str) and more.strip()
+    return [("user", f"{question}\n{more}"), reply] if has_more else turn
 
 
 def _text(content: Any) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,13 @@ ALIKE = 0.7  # likeness from which two texts count as the same
 
 
 def split(
-    dialogues: Sequence[Dialogue],
-    validation: float = 0.1,
-    *,
-    seed: int = 0,
-    are_distinct: bool = False,
+    dialogues: Sequence[Dialogue], validation: float = 0.1, *, seed: int = 0
 ) -> tuple[list[Dialogue], list[Dialogue]]:
     """(train, validation), by the hash of each dialogue's seed; the same whatever their order.
 
     Dialogues of one seed, and near-duplicates, stay together. Two groups or more give at least one
-    dialogue to each part.
-
-    Args:
-        validation: share of the dialogues to hold out, 0 to 1.
-        seed: another number gives another split.
-
-    Raises:
-        BaizeError: `validation` is not in [0, 1).
+    dialogue to each part. `validation` is the share to hold out, `seed` another number for another
+    split; a BaizeError says so if the share is not in [0, 1).
     """
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise BaizeError(f"validation={validation!r} is not a share: use at least 0, below 1")
@@ -133,22 +122,17 @@ def matcher(
 ) -> Find:  # fmt: skip
     """A function from a text to the one of `texts` whose parts are most alike, if any are enough.
 
-    Exact and quick: a set of n parts that is as alike as t to another shares t n of them with it,
-    so one at least of its rarest n - t n + 1; each is looked for under those (prefix filtering, as
-    in `text.near_duplicates`).
+    Only texts that share a part are compared, which loses none.
     """
     sets = [parts(text) for text in texts]
-    commonness = Counter(part for each in sets for part in each)
-    under: dict[Any, list[int]] = defaultdict(list)
+    under: dict[Any, list[int]] = defaultdict(list)  # part -> the texts that have it
     for i, each in enumerate(sets):
-        rarest = sorted(each, key=lambda part: (commonness[part], part))
-        needed = ceil(threshold * len(each) - 1e-9)  # 0.8 of 5 is 4, whatever floats say
-        for part in rarest[: len(each) - needed + 1]:
+        for part in each:
             under[part].append(i)
 
     def find(text: str) -> tuple[str, float] | None:
         wanted = parts(text)
-        near = {i for part in wanted if part in under for i in under[part]}
+        near = {i for part in wanted for i in under.get(part, ())}
         value, i = max(((likeness(sets[i], wanted), -i) for i in near), default=(0.0, 0))
         return (texts[-i], value) if value >= threshold - 1e-9 else None
 
@@ -167,12 +151,8 @@ def export(
 
     Each file appears whole or not at all. The card, which is returned, holds counts, what each
     filter dropped, cost, each file's SHA-256 and a `corpus_hash` of both: an adapter remembers it.
-
-    Args:
-        run: a run, or the folder to write `corpus/` in.
-
-    Raises:
-        BaizeError: nothing was kept; it says what took how many.
+    `run` is a run, or the folder to write `corpus/` in. Where nothing was kept, a BaizeError says
+    what took how many.
     """
     filtered = kept if isinstance(kept, Filtered) else Filtered(list(kept), Counter())
     if not filtered.kept:

@@ -6,19 +6,17 @@
 (1.0, 2.0)
 """
 
-import json
 import statistics as numbers
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from baize_lib.config import data_dir
 from baize_lib.corpus.formats import dialogues_in
 from baize_lib.dialogue import Dialogue
 from baize_lib.text import words
 
-__all__ = ["statistics", "beside_published"]
+__all__ = ["statistics"]
 
 
 @dataclass(slots=True)
@@ -57,17 +55,7 @@ def statistics(dialogues: Iterable[Dialogue]) -> Statistics:
         found.num_dialogues += 1
         found.turns[dialogue.num_turns] += 1
         for message in dialogue.messages:
-            said, role = words(message.content), message.role
-            found.lengths.setdefault(role, []).append(len(said))
+            said = words(message.content)
+            found.lengths.setdefault(message.role, []).append(len(said))
             found.vocabulary.update(said)
     return found
-
-
-def beside_published(found: Statistics, name: str = "ours") -> list[dict[str, Any]]:
-    """Rows of our corpus above the published ones (`data/published_corpora.json`, with source)."""
-    ours = {
-        "corpus": name, "dialogues": found.num_dialogues, "mean_turns": round(found.mean_turns, 1),
-        "mean_reply_words": round(found.mean_words("assistant"), 1), "source": "counted here",
-    }  # fmt: skip
-    published = json.loads((data_dir() / "published_corpora.json").read_text(encoding="utf-8"))
-    return [ours, *published["corpora"]]

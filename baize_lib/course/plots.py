@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "show", "pipeline", "bars", "stacked_bars", "histogram", "curves", "loss_curve",
-    "scatter_labels", "dots", "intervals", "comparison",
+    "show", "bars", "stacked_bars", "histogram", "curves", "dots", "intervals", "comparison",
 ]  # fmt: skip
 
 # Okabe and Ito's palette (2008) and four of Paul Tol's, told apart with every common colour
@@ -60,14 +59,17 @@ def _beside(axes: "Axes", text: str, at: tuple, right: float, up: float, **look:
     axes.annotate(text, at, xytext=(right, up), textcoords="offset points", **look)
 
 
-def _label(
-    axes: "Axes", title: str, x: str, y: str, legend: Sequence[tuple[str, str]] = ()
-) -> None:
+def _label(axes: "Axes", title: str, x: str, y: str, legend: Mapping[str, str] | None = None):
     """Title, units, and between title and data the names in their colours, where no line runs."""
+    names = list((legend or {}).items())
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", pad=8 + 15 * len(legend))
-    for row, (name, colour) in enumerate(reversed(legend)):
+    axes.set_title(title, loc="left", pad=8 + 15 * len(names))
+    for row, (name, colour) in enumerate(reversed(names)):
         _beside(axes, name, (0, 1), 0, 4 + 15 * row, xycoords="axes fraction", color=colour)
+
+
+def _are_whole(values: Iterable[float]) -> bool:
+    return all(float(value).is_integer() for value in values)
 
 
 def show(drawn: "Figure", name: str, alt: str) -> None:
@@ -81,31 +83,6 @@ def show(drawn: "Figure", name: str, alt: str) -> None:
     display(Image(data=buffer.getvalue(), alt=alt, width=int(drawn.get_size_inches()[0] * 100)))
 
 
-def pipeline(steps: Sequence[tuple[str, str, str]]) -> "Figure":
-    """Boxes joined by arrows. Each step is (title, what happens, file it leaves)."""
-    from matplotlib.patches import FancyBboxPatch
-
-    drawn, axes = _figure(9.6, 2.2)
-    axes.set_axis_off()
-    axes.set(xlim=(-0.05, len(steps) - 0.15), ylim=(0, 1))
-    hues = ["other", "user", "published", "assistant", "tuned", "teacher"]
-    for i, (title, what, file) in enumerate(steps):
-        colour = COLOURS[hues[i % len(hues)]]
-        box = FancyBboxPatch(
-            (i, 0.3), 0.72, 0.52, boxstyle="round,pad=0.02,rounding_size=0.05",
-            facecolor=f"{colour}22", edgecolor=colour, linewidth=1.6,
-        )  # fmt: skip
-        axes.add_patch(box)
-        centred = {"ha": "center", "va": "center"}
-        axes.text(i + 0.36, 0.68, title, fontsize=12.5, weight="bold", **centred)
-        axes.text(i + 0.36, 0.45, what, fontsize=9.5, **centred)
-        axes.text(i + 0.36, 0.14, file, fontsize=9, family="monospace", **centred)
-        if i + 1 < len(steps):
-            arrow = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.6}
-            axes.annotate("", (i + 0.98, 0.56), (i + 0.745, 0.56), arrowprops=arrow)
-    return drawn
-
-
 def bars(
     values: Mapping[str, float], *, title: str, unit: str, colour: str | Mapping[str, str] = "",
     form: str = "{:,.0f}",
@@ -113,19 +90,14 @@ def bars(
     """Horizontal bars, the first on top, each with its value written at its end."""
     drawn, axes = _figure(7.0, 0.8 + 0.36 * max(len(values), 1))
     names, lengths = list(values), list(values.values())
-    one = dict.fromkeys(names, colour) if colour and isinstance(colour, str) else colour or None
+    one = dict.fromkeys(names, colour) if isinstance(colour, str) and colour else colour or None
     placed = axes.barh(names, lengths, color=[hue(name, one) for name in names], height=0.68)
     axes.bar_label(placed, labels=[form.format(v) for v in lengths], padding=4, fontsize=10.5)
     axes.invert_yaxis()
     _label(axes, title, unit, "")
-    _whole_ticks(axes, lengths)
+    axes.xaxis.get_major_locator().set_params(integer=_are_whole(lengths))
     axes.margins(x=0.16)
     return drawn
-
-
-def _whole_ticks(axes: "Axes", values: Iterable[float]) -> None:
-    if all(float(value).is_integer() for value in values):
-        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def stacked_bars(
@@ -138,7 +110,7 @@ def stacked_bars(
     for name, heights in parts.items():
         axes.bar(labels, heights, bottom=floor, color=hue(name, colours), width=0.7)
         floor = [low + high for low, high in zip(floor, heights, strict=True)]
-    _label(axes, title, "", unit, [(name, hue(name, colours)) for name in reversed(parts)])
+    _label(axes, title, "", unit, {name: hue(name, colours) for name in reversed(parts)})
     return drawn
 
 
@@ -152,13 +124,14 @@ def histogram(
     every = [value for series in values.values() for value in series] or [0, 1]
     low, high = min(every), max(every)
     edges = np.linspace(low, high, 25)
-    if all(float(value).is_integer() for value in every):
+    if _are_whole(every):
         step = max(1, round((high - low + 1) / 24))
         edges = np.arange(low - 0.5, high + step, step)
+    names = {}
     for name, series in values.items():
-        axes.hist(series, edges, color=f"{hue(name, colours)}55", edgecolor=hue(name, colours))
-    medians = {name: np.median(series) if series else 0 for name, series in values.items()}
-    names = [(f"{name}: median {m:,.0f}", hue(name, colours)) for name, m in medians.items()]
+        colour, median = hue(name, colours), np.median(series) if series else 0
+        axes.hist(series, edges, color=f"{colour}55", edgecolor=colour)
+        names[f"{name}: median {median:,.0f}"] = colour
     _label(axes, title, unit, "count", names)
     return drawn
 
@@ -177,52 +150,22 @@ def curves(
         look = {"lw": 9, "alpha": 0.45} if name in wide else {"lw": 1.8}
         dotted = "o-" if len(points) <= 30 and name not in wide else "-"
         axes.plot(list(points), list(points.values()), dotted, color=hue(name, colours), **look)
-        if len(points) <= 3:
-            for at in points.items():
-                _beside(axes, f"{at[1]:.2f}", at, 4, 8, color=hue(name, colours))
+        for at in points.items() if len(points) <= 3 else ():
+            _beside(axes, f"{at[1]:.2f}", at, 4, 8, color=hue(name, colours))
     for at, what in (marks or {}).items():
         axes.axvline(at, color="#222222", lw=1.2, ls="--")
         axes.text(at, 0.02, f"{what} ", ha="right", transform=axes.get_xaxis_transform())
-    _label(axes, title, x, y, [(name, hue(name, colours)) for name in series])
-    _whole_ticks(axes, (at for points in series.values() for at in points))
+    _label(axes, title, x, y, {name: hue(name, colours) for name in series})
+    whole = _are_whole(at for points in series.values() for at in points)
+    axes.xaxis.get_major_locator().set_params(integer=whole)
     axes.margins(x=0.06, y=0.2)
-    return drawn
-
-
-def loss_curve(
-    steps: Sequence[int], losses: Sequence[float], held_out: Mapping[int, float], *, title: str
-) -> "Figure":
-    """Training loss a step, smoothed, with the held-out loss at the steps it was measured."""
-    import pandas as pd
-
-    smooth = pd.Series(losses, dtype=float).ewm(alpha=0.2).mean()
-    names = {"training batches (smoothed)": "other", "held-out dialogues": "tuned"}
-    series = dict(zip(names, (dict(zip(steps, smooth, strict=True)), held_out), strict=True))
-    units = {"x": "optimizer step", "y": "loss, nats a token"}
-    return curves(series, title=title, colours=names, **units)
-
-
-def scatter_labels(
-    points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str,
-    colours: Colours = None,
-) -> "Figure":  # fmt: skip
-    """Named points, each labelled beside its dot; one that is near the one before it, above it."""
-    drawn, axes = _figure(7.0, 3.4)
-    wide, tall = (max(v) - min(v) or 1 for v in zip(*points.values(), strict=True))
-    before, row = (-1e9, -1e9), 0
-    for name, (across, up) in sorted(points.items(), key=lambda point: point[1]):
-        near = abs(across - before[0]) < 0.08 * wide and abs(up - before[1]) < 0.08 * tall
-        before, row = (across, up), row + 1 if near else 0
-        axes.plot(across, up, "o", ms=9, color=hue(name, colours))
-        _beside(axes, name, before, 8, -4 + 15 * row, color=hue(name, colours))
-    _label(axes, title, x, y)
-    axes.margins(x=0.3, y=0.2)
     return drawn
 
 
 def dots(
     panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, unit: str,
     ranges: Mapping[str, tuple[float, float]] | None = None, colours: Colours = None,
+    form: str = "{:.3f}",
 ) -> "Figure":  # fmt: skip
     """Values by name as dots on lines with their mean, the first on top; panels beside each other.
 
@@ -236,7 +179,7 @@ def dots(
         for y, name in enumerate(names):
             found = values[name]
             axes.plot(found, [y] * len(found), "o", color=hue(name, colours), ms=8, alpha=0.8)
-            mean = f"{sum(found) / len(found):.3f}"
+            mean = form.format(sum(found) / len(found))
             _beside(axes, mean, (max(found), y), 9, 0, va="center", fontsize=10.5)
         axes.margins(x=0.3, y=0.12)
         limits = axes.get_xlim()
@@ -270,7 +213,7 @@ def intervals(
             _beside(axes, f"{share:.0f}%", (high, y + shift), 6, 0, **look)
     axes.set(xlim=(-3, 108), ylim=(len(names) - 0.45, -0.55))
     axes.set(yticks=range(len(names)), yticklabels=names)
-    _label(axes, title, unit, "", [(label, hue(label, colours)) for label in series])
+    _label(axes, title, unit, "", {label: hue(label, colours) for label in series})
     return drawn
 
 
@@ -285,32 +228,30 @@ def comparison(
     """
     models = list(rows[0][1]) if rows else []
     step = 1 / max(len(models), 1)
-    width = round(140 * step) - 6
-    cells = [{m: _wrapped(text, width, 6) for m, (_, text) in answers.items()}
-             for _, answers in rows]  # fmt: skip
-    heights = [0.42 + 0.155 * max(2, *(cell.count("\n") + 1 for cell in row.values()))
-               for row in cells]  # fmt: skip
-    drawn, axes = _figure(9.6, 1.35 + sum(heights))
+    cut = [[_wrapped(answer, round(140 * step) - 6, 6) for _, answer in answers.values()]
+           for _, answers in rows]  # fmt: skip
+    tall = [0.42 + 0.155 * max(2, *(answer.count("\n") + 1 for answer in row)) for row in cut]
+    drawn, axes = _figure(9.6, 1.35 + sum(tall))
     axes.set_axis_off()
-    axes.set(xlim=(0, 1), ylim=(1.35 + sum(heights), 0))
+    axes.set(xlim=(0, 1), ylim=(1.35 + sum(tall), 0))
 
-    def say(x: float, y: float, text: str, **look: Any) -> None:
-        axes.text(x, y, _drawable(text), va="top", **look)
+    def say(x: float, y: float, text: str, size: float, **look: Any) -> None:
+        axes.text(x, y, _drawable(text), va="top", size=size, **look)
 
-    say(0, 0.05, title, fontsize=15, weight="bold")
-    say(0, 0.45, note, fontsize=9.5, color="#555555")
+    say(0, 0.05, title, 15, weight="bold")
+    say(0, 0.45, note, 9.5, color="#555555")
     for i, model in enumerate(models):
-        say(i * step + 0.012, 0.85, model, size=12, weight="bold", color=hue(model, colours))
+        say(i * step + 0.012, 0.85, model, 12, weight="bold", color=hue(model, colours))
     top = 1.2
-    for (question, answers), row, height in zip(rows, cells, heights, strict=True):
+    for (question, answers), row, height in zip(rows, cut, tall, strict=True):
         axes.axhspan(top, top + 0.26, color="#F0F0F0")
-        say(0.006, top + 0.05, _wrapped(question, 125, 1), fontsize=9.5, weight="bold")
+        say(0.006, top + 0.05, _wrapped(question, 125, 1), 9.5, weight="bold")
         for i, (model, (verdict, _)) in enumerate(answers.items()):
-            axes.plot([i * step + 0.004] * 2, [top + 0.31, top + height - 0.05], lw=3,
+            left, (mark, colour) = i * step, MARKS.get(verdict, ("", None))
+            axes.plot([left + 0.004] * 2, [top + 0.31, top + height - 0.05], lw=3,
                       color=hue(model, colours))  # fmt: skip
-            mark = MARKS[verdict][0] if verdict else ""
-            say(i * step + 0.012, top + 0.3, mark, size=11, color=hue(verdict), weight="bold")
-            say(i * step + 0.036, top + 0.315, row[model], fontsize=8.6, linespacing=1.25)
+            say(left + 0.012, top + 0.3, mark, 11, color=colour, weight="bold")
+            say(left + 0.036, top + 0.315, row[i], 8.6, linespacing=1.25)
         top += height
     return drawn
 

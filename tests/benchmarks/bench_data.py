@@ -28,7 +28,7 @@ import torch
 
 from baize_lib.chat import ChatModel
 from baize_lib.config import data_dir, runs_dir
-from baize_lib.corpus import apply_filters, from_chat, read_sample, split, whole_turns
+from baize_lib.corpus import apply_filters, read_dialogues, read_sample, split, whole_turns
 from baize_lib.dialogue import Message
 from baize_lib.evaluation import ask, compare_arms, declines, grade, health, load_prompts
 from baize_lib.files import read_jsonl
@@ -56,7 +56,7 @@ def recorded():
 def arms(tokenizer):
     """Name -> (dialogues to train on, settings that differ)."""
     ordinary, guarded, _ = recorded()
-    pairs = [from_chat(row) for row in read_jsonl(data_dir() / "refusals" / "refusals.jsonl")]
+    pairs = list(read_dialogues(data_dir() / "refusals" / "refusals.jsonl"))
     single = [replace(d, messages=d.messages[:2]) for d in ordinary]
     whole, asked = (encode_all(each, tokenizer, SETTINGS)[0] for each in (ordinary, single))
     room = sum(len(row.input_ids) for row in asked)
