@@ -15,7 +15,6 @@ look-alikes in `tests/test_inspection.py`; elsewhere they point at what to read.
 import ipaddress
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,17 +85,6 @@ def stops_midway(text: str) -> bool:
     return num_words(line) >= 20 and not is_list_or_code
 
 
-def asks_back(text: str) -> bool:
-    """It ends by asking the human something; quoted and listed questions don't count."""
-    text = prose(text).rstrip()
-    if not text.endswith(("?", "？")):
-        return False
-    asked = re.split(r"[.!?。！？\n]+", text[:-1])[-1]
-    addressed = re.search(r"\b(?:you|your|we|i|anything)\b|[你您]|吗|呢", asked, re.IGNORECASE)
-    line = text.rpartition("\n")[2].lstrip()
-    return bool(addressed) and not re.match(r"[-*•\"“'「]|\d+[.)]", line)
-
-
 def as_an_ai(text: str) -> bool:
     """Its writer speaks of itself "as an AI language model"."""
     plain = f" {text}".lower()  # a quick look before the slow one
@@ -146,9 +134,8 @@ _PERSONAL: dict[str, Callable[[str], Any]] = {
 
 
 def _role_order(dialogue: Dialogue) -> int:
-    roles = [message.role for message in dialogue.messages]
-    roles = roles[1:] if roles[:1] == ["system"] else roles
-    return int(not roles or roles != ["user", "assistant"] * (len(roles) // 2))
+    roles = " ".join(message.role for message in dialogue.messages)
+    return int(not re.fullmatch("(?:system )?user assistant(?: user assistant)*", roles))
 
 
 def _question_repeated(dialogue: Dialogue) -> int:
@@ -220,7 +207,7 @@ DEFECTS: dict[str, Defect] = {
     "question_repeated": _question_repeated,
     "reply_repeated": _reply_repeated,
     "short_reply": _replies(lambda text: 0 < len(words(text)) < 3),
-    "asks_back": _replies(asks_back),
+    "asks_back": _replies(lambda text: _PATTERN["asks_back"].search(prose(text))),
     "as_an_ai": _replies(as_an_ai),
     "refusal": _replies(declines),
     "other_language": _other_language("en"),
@@ -238,19 +225,18 @@ def defects_for(language: str = "en") -> dict[str, Defect]:
 
 def count_defects(dialogues: Iterable[Dialogue], language: str = "en") -> list[dict[str, Any]]:
     """One row a defect: its meaning, dialogues with it, their share, times, an example's id."""
-    affected, times, example, total = Counter(), Counter(), {}, 0
-    checks = defects_for(language)
+    rows = {
+        name: {"defect": name, "dialogues": 0, "share": 0.0, "times": 0, "meaning": meaning,
+               "example": ""}
+        for name, meaning in WRITTEN["meaning"].items()
+    }  # fmt: skip
+    checks, total = defects_for(language), 0
     for dialogue in dialogues_in(dialogues):
         total += 1
         for name, check in checks.items():
-            if found := check(dialogue):
-                affected[name] += 1
-                times[name] += found
-                example.setdefault(name, dialogue.id)
-    return [
-        {
-            "defect": name, "dialogues": affected[name], "share": affected[name] / max(total, 1),
-            "times": times[name], "meaning": meaning, "example": example.get(name, ""),
-        }
-        for name, meaning in WRITTEN["meaning"].items()
-    ]  # fmt: skip
+            if times := check(dialogue):
+                row = rows[name]
+                row["example"] = row["example"] or dialogue.id
+                row["dialogues"] += 1
+                row["times"] += times
+    return [row | {"share": row["dialogues"] / max(total, 1)} for row in rows.values()]
