@@ -85,10 +85,8 @@ class Forecast:
     usd: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.calls:,} calls, {self.usage.input:,} tokens in, {self.usage.output:,} out: "
-            f"${self.usd:,.4f}\n({RULE})"
-        )
+        tokens = f"{self.usage.input:,} tokens in, {self.usage.output:,} out"
+        return f"{self.calls:,} calls, {tokens}: ${self.usd:,.4f}\n({RULE})"
 
 
 QUESTION = 14  # tokens
@@ -102,13 +100,11 @@ def forecast(
     seeds: Iterable[Seed | str], price: Price, settings: SelfChatSettings, *, weak: bool = False
 ) -> Forecast:
     """Predict tokens and USD by `RULE`; a `weak` teacher is sent worked examples."""
-    calls = sent = written = 0
+    calls, usage = 0, Usage()
     for seed in as_seeds(seeds):
-        for messages, length in _predicted_calls(seed, settings, weak):
-            calls += 1
-            sent += sum(4 + _tokens(message["content"]) for message in messages)
-            written += length
-    usage = Usage(sent, 0, written)
+        for messages, written in _predicted_calls(seed, settings, weak):
+            sent = sum(4 + _tokens(message["content"]) for message in messages)
+            calls, usage = calls + 1, usage + Usage(sent, 0, written)
     return Forecast(calls, usage, price.cost(usage))
 
 

@@ -155,38 +155,36 @@ async def _answer(request: Any, asked: ChatRequest, pieces: Pieces) -> Any:
     from aiohttp import web
 
     text, done = await anext(pieces)  # what is wrong shows before anything is sent
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()),
+        "model": asked.model, "object": "chat.completion" + ".chunk" * asked.stream,
+    }  # fmt: skip
     if not asked.stream:
         async for part, done in pieces:  # noqa: B007 - the last one counts
             text += part
-        message = {"message": {"role": "assistant", "content": text}}
-        return web.json_response(_body(asked, "", message, done) | {"usage": _usage(done)})
+        said = _choice(done.finish_reason, message={"role": "assistant", "content": text})
+        return web.json_response(head | said | _usage(done))
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
 
     async def send(body: dict[str, Any]) -> None:
-        await response.write(f"data: {json.dumps(body)}\n\n".encode())
+        await response.write(f"data: {json.dumps(head | body)}\n\n".encode())
 
-    await send(_body(asked, ".chunk", {"delta": {"role": "assistant", "content": text}}))
+    await send(_choice(None, delta={"role": "assistant", "content": text}))
     async for part, done in pieces:  # noqa: B007
         if part:
-            await send(_body(asked, ".chunk", {"delta": {"content": part}}))
-    await send(_body(asked, ".chunk", {"delta": {}}, done))
+            await send(_choice(None, delta={"content": part}))
+    await send(_choice(done.finish_reason, delta={}))
     if asked.stream_options.get("include_usage"):
-        await send(_body(asked, ".chunk", {}) | {"choices": [], "usage": _usage(done)})
+        await send({"choices": []} | _usage(done))
     await response.write(b"data: [DONE]\n\n")
     return response
 
 
-def _body(
-    asked: ChatRequest, kind: str, said: dict[str, Any], done: Written | None = None
-) -> dict[str, Any]:
-    choice = {"index": 0, **said, "finish_reason": done.finish_reason if done else None}
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}", "object": f"chat.completion{kind}",
-        "created": int(time.time()), "model": asked.model, "choices": [choice],
-    }  # fmt: skip
+def _choice(reason: str | None, **said: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, **said, "finish_reason": reason}]}
 
 
-def _usage(done: Written) -> dict[str, int]:
+def _usage(done: Written) -> dict[str, Any]:
     counts = {"prompt_tokens": done.read, "completion_tokens": done.written}
-    return counts | {"total_tokens": done.read + done.written}
+    return {"usage": counts | {"total_tokens": done.read + done.written}}
