@@ -49,10 +49,8 @@ def merge(base: Base, adapter_dir: Path | str, out: Path | str) -> Path:
     if base.name != card["base_model"] and card.get("weights") != base.fingerprint():
         raise BaizeError(f"the adapter is for {card['base_model']!r}, not {base.name!r}")
     if base.precision in ("int8", "nf4"):
-        raise BaizeError(
-            f"cannot merge into a base in {base.precision}: load it in full precision first, "
-            f"load_base({base.name!r}, 'bfloat16')"
-        )
+        first = f"load it in full precision first, load_base({base.name!r}, 'bfloat16')"
+        raise BaizeError(f"cannot merge into a base in {base.precision}: {first}")
     if out.exists() and any(out.iterdir()) and not (out / "baize_run.json").is_file():
         raise BaizeError(f"{out} holds other files: choose a new folder")
     part = out.with_name(f".{out.name}.part")
@@ -81,10 +79,8 @@ def need_room(out: Path, num_bytes: float) -> None:
     """Raise a BaizeError unless the disk that `out` will be on has room for so many bytes."""
     free = shutil.disk_usage(out.parent).free
     if free < 1.05 * num_bytes:
-        raise BaizeError(
-            f"{out} takes {num_bytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} free: make "
-            "room or choose another disk; nothing was changed"
-        )
+        what = f"{out} takes {num_bytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} free"
+        raise BaizeError(f"{what}: make room or choose another disk; nothing was changed")
 
 
 def model_card(

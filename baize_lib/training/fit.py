@@ -99,10 +99,8 @@ def fit(
     rows, counts = _readable(base, train, settings)
     held_out, _ = _readable(base, validation, settings)
     if len(rows) < 2:
-        raise BaizeError(
-            f"{len(rows)} of {len(train)} dialogues can be trained on ({counts}): collect at "
-            "least 2, or raise max_length"
-        )
+        found = f"{len(rows)} of {len(train)} dialogues can be trained on ({counts})"
+        raise BaizeError(f"{found}: collect at least 2, or raise max_length")
     identity = _identity(base, rows, settings)
     if finished := _finished(adapter_dir, identity):
         print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
@@ -134,16 +132,13 @@ def _readable(
     known = base.model.get_input_embeddings().weight.shape[0]
     longest = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     for row in rows:
-        if max(row.input_ids) >= known:
-            raise BaizeError(
-                f"dialogue {row.id} has token {max(row.input_ids)}, and {base.name} knows only "
-                f"{known}: its tokenizer is another model's; put its own beside the weights"
-            )
-        if longest and len(row.input_ids) > longest:
-            raise BaizeError(
-                f"dialogue {row.id} has {len(row.input_ids)} tokens, and {base.name} reads "
-                f"{longest} at most: set max_length={longest}"
-            )
+        largest, length = max(row.input_ids), len(row.input_ids)
+        if largest >= known:
+            what = f"dialogue {row.id} has token {largest}, and {base.name} knows only {known}"
+            raise BaizeError(f"{what}: put the base's own tokenizer beside its weights")
+        if longest and length > longest:
+            what = f"dialogue {row.id} has {length} tokens, and {base.name} reads {longest} at most"
+            raise BaizeError(f"{what}: set max_length={longest}")
     return rows, dict(counts)
 
 

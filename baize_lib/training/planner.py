@@ -291,10 +291,8 @@ def _rate(
         rate = UTILISATION * peak * 1e12 / _operations(shape, settings) * (1 - corpus.padding)
         return rate, f"assuming {UTILISATION:.0%} of {peak:.3g} TFLOP/s ({device.source})"
     if measured.device != device.name:
-        raise BaizeError(
-            f"these steps were measured on {measured.device} and the plan is for {device.name}: "
-            "measure there, or plan without `measured`"
-        )
+        where = f"measured on {measured.device} and the plan is for {device.name}"
+        raise BaizeError(f"these steps were {where}: measure there, or leave them out")
     basis = f"{measured.num_steps} steps measured on {device.name}"
     if peak:
         share = measured.operations_per_second / (peak * 1e12)

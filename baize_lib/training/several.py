@@ -81,16 +81,12 @@ def shard(base: Base, adapter: Sequence["Tensor"]) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise BaizeError(
-            "shard needs several processes: start with `accelerate launch --num_processes 2 "
-            "-m baize_lib.training.fit RUN.yaml`, or set shard to false"
-        )
+        launch = "accelerate launch --num_processes 2 -m baize_lib.training.fit RUN.yaml"
+        raise BaizeError(f"shard needs several processes: start with `{launch}`")
     inner, state = text_model(base.model), PartialState()
     if base.precision in ("int8", "nf4") or not hasattr(inner, "layers"):
-        raise BaizeError(
-            f"{base.name} in {base.precision} cannot be sharded: use a LLaMA-like base in "
-            "bfloat16, or set shard to false (each process then holds the whole base)"
-        )
+        what = f"{base.name} in {base.precision}"
+        raise BaizeError(f"{what} cannot be sharded: use a LLaMA-like base in bfloat16")
     whole = {base.model.get_output_embeddings().weight, *adapter}
     for weight in whole:
         weight.data = weight.data.to(state.device)

@@ -89,8 +89,7 @@ class Trainee:
             if not math.isfinite(value):
                 raise BaizeError(
                     f"the {name} of step {number} is {value}: look at dialogues "
-                    f"{', '.join(row.id for row in rows)}, or lower lr (now {settings.lr:g}); "
-                    "the last checkpoint is kept"
+                    f"{', '.join(row.id for row in rows)}, or lower lr (now {settings.lr:g})"
                 )
         lr = self.optimizer.param_groups[0]["lr"] = _learning_rate(number, total, settings)
         self.optimizer.step()
@@ -144,8 +143,7 @@ def _refuse_unless_causal(base: Base) -> None:
     apart = (one - other)[:, :-1].abs().max().item()
     if apart > 30 * torch.finfo(one.dtype).eps * one.abs().max().item():
         raise BaizeError(
-            f"{base.name} ({base.model.config.model_type}) looks at later words to predict earlier "
-            "ones, so it cannot learn to write: choose a causal language model"
+            f"{base.name} looks at later words to predict earlier ones: choose a causal model"
         )
 
 
@@ -154,10 +152,8 @@ def _rehearse(student: Trainee) -> None:
     with student.computing():
         backward(student.model, [[row]], row.num_labels, student.loss)
     if not any(weight.grad.any() for weight in student.weights):
-        raise BaizeError(
-            f"no gradient reaches the adapter on {student.settings.targets} of "
-            f"{student.base.name}: use targets='all-linear'"
-        )
+        what = f"{student.settings.targets} of {student.base.name}"
+        raise BaizeError(f"no gradient reaches the adapter on {what}: use targets='all-linear'")
 
 
 def _learning_rate(number: int, total: int, settings: TrainingSettings) -> float:

@@ -106,7 +106,7 @@ def measured(
     shape = Shape.of(SHAPES[name])
     called = "float32" if (device, precision) == ("cpu", "bfloat16") else precision
     base = Base(random_model(shape, precision, device), None, name, called, "made")
-    steps = epoch_steps(random_rows(num, shape.vocab_size), settings, 0)
+    steps = epoch_steps(random_rows(num, shape.config.vocab_size), settings, 0)
     tokens, begun = 0, time.perf_counter()
     with trainee(base, settings) as student, student.computing():
         for number, rows in enumerate(steps):
