@@ -13,10 +13,11 @@ no new first attempt; a newly trained adapter does, and the log keeps those of t
 
 import asyncio
 import datetime
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,18 @@ class Attempt:
 
 # ---- The log
 
+_KEY = ("prompt", "prompt_hash", "model", "adapter", "attempt")
+
 
 def read_attempts(log: Path | str) -> list[Attempt]:
     """Every attempt in the log, finished or not, oldest first; [] when there is no log yet."""
     found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for line in read_jsonl(log, torn_tail_ok=True) if Path(log).is_file() else ():
-        key = tuple(line[k] for k in ("prompt", "model", "adapter", "attempt", "prompt_hash"))
+        key = tuple(line[name] for name in _KEY)
         found.setdefault(key, {}).setdefault(line["turn"], line)  # the earliest line counts
-    made = Counter((*key[:3], key[4]) for key in found)
+    made = Counter(key[:-1] for key in found)
     return [
-        Attempt(*key[:4], made[*key[:3], key[4]], tuple(turns[i] for i in sorted(turns)))
+        Attempt(key[0], *key[2:], made[key[:-1]], tuple(turns[i] for i in sorted(turns)))
         for key, turns in found.items()
     ]
 
@@ -83,14 +86,12 @@ def first_attempts(
     `picked` shows another attempt instead, by (prompt id, model), and its `label` will say so; a
     BaizeError if it is not in the log.
     """
-    logged, picked = read_attempts(log), picked or {}
-    of_model = {attempt.model: attempt.adapter for attempt in logged} | dict(adapters or {})
-    found = {_key(a): a for a in logged}
-    shown = []
+    logged, shown = _by_key(log), []
+    of_model = {a.model: a.adapter for a in logged.values()} | dict(adapters or {})
     for prompt in prompts:
         for model, adapter in of_model.items():
-            number = picked.get((prompt.id, model), 1)
-            attempt = found.get((prompt.id, prompt.hash, model, adapter, number))
+            number = (picked or {}).get((prompt.id, model), 1)
+            attempt = logged.get((prompt.id, prompt.hash, model, adapter, number))
             if attempt and len(attempt.turns) == len(prompt.turns):
                 shown.append(attempt)
             elif number != 1:
@@ -98,30 +99,32 @@ def first_attempts(
     return shown
 
 
-def _key(attempt: Attempt) -> tuple[Any, ...]:
-    words = attempt.turns[0]["prompt_hash"]
-    return attempt.prompt, words, attempt.model, attempt.adapter, attempt.number
+def _by_key(log: Path | str) -> dict[tuple[Any, ...], Attempt]:
+    return {tuple(a.turns[0][name] for name in _KEY): a for a in read_attempts(log)}
 
 
-def _append(log: Path | str, lines: Iterable[dict[str, Any]]) -> None:
+def _append(log: Path | str, lines: Iterable[Mapping[str, Any]]) -> None:
     """Add lines, on the disk when this returns; a line torn by a crash is mended first.
 
     Processes take turns, so that none takes the line another is writing for a torn one.
     """
     from filelock import FileLock
 
-    rows = [json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") for line in lines]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    rows = [json.dumps({**line, "created": now}, ensure_ascii=False) for line in lines]
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         repair_tail(path)
         with path.open("ab") as file:
-            file.write(b"".join(row + b"\n" for row in rows))
+            file.write("".join(f"{row}\n" for row in rows).encode("utf-8", "replace"))
             file.flush()
             os.fsync(file.fileno())
 
 
 # ---- Asking
+
+Waiting = list[tuple[dict[str, Any], list[Message]]]  # how a line begins, the talk to go on with
 
 
 def ask(
@@ -145,24 +148,23 @@ def ask(
     """
     adapters = {model: _adapter_hash(chat, model) for model in models}
     base = f"{chat.base.name} in {chat.base.precision}"
-    for model, adapter in adapters.items():
+    for model, number in itertools.product(models, range(1, attempts + 1)):
         layout = "own" if model == "own layout" else "baize"
-        who = {"model": model, "layout": layout, "adapter": adapter, "base": base}
-        for number in range(1, attempts + 1):
-            options = {**sampling, "seed": seed + number - 1}
-            while waiting := _unanswered(log, prompts, who, number):  # once a turn
-                waiting.sort(key=lambda item: sum(len(m.content) for m in item[1]))
-                for start in range(0, len(waiting), batch_size):
-                    batch = waiting[start : start + batch_size]
-                    answers = chat.replies([talk for _, talk in batch], model=model, **options)
-                    _append(log, [
-                        _line(prompt, talk, number, who, options, {
-                            "text": a.text, "stopped_by": a.stopped_by,
-                            "num_tokens": a.num_tokens, "seconds": a.seconds,
-                        })
-                        for (prompt, talk), a in zip(batch, answers, strict=True)
-                    ])  # fmt: skip
+        who = {"model": model, "layout": layout, "adapter": adapters[model], "base": base}
+        asked = {**who, "sampling": sampling, "seed": seed + number - 1}
+        while waiting := _unanswered(log, prompts, number, asked):  # once a turn
+            waiting.sort(key=lambda item: sum(len(m.content) for m in item[1]))
+            for start in range(0, len(waiting), batch_size):
+                lines, talks = zip(*waiting[start : start + batch_size], strict=True)
+                said = chat.replies([*talks], model=model, seed=asked["seed"], **sampling)
+                _append(log, [
+                    line | {name: getattr(answer, name) for name in _KEPT}
+                    for line, answer in zip(lines, said, strict=True)
+                ])  # fmt: skip
     return [a for a in first_attempts(log, prompts, adapters=adapters) if a.model in models]
+
+
+_KEPT = ("text", "stopped_by", "num_tokens", "seconds")
 
 
 async def ask_teacher(
@@ -175,56 +177,51 @@ async def ask_teacher(
     `teacher.chat`, which needs `max_tokens`. Raises what that raises: run it again to go on.
     """
     who = {"model": name or teacher.model, "layout": "own", "adapter": ""}
-    options = {**sampling, "seed": 0}
 
     async def converse(prompt: Prompt) -> None:
-        while waiting := _unanswered(log, [prompt], who, 1):
-            ((_, talk),) = waiting
+        while waiting := _unanswered(log, [prompt], 1, who | {"sampling": sampling, "seed": 0}):
+            ((line, talk),) = waiting
             reply = await teacher.chat(
-                talk, purpose="evaluation", subject=prompt.id, part=f"turn {len(talk) // 2 + 1}",
-                attempt=1, **options,
+                talk, purpose="evaluation", subject=prompt.id, part=f"turn {line['turn'] + 1}",
+                attempt=1, seed=0, **sampling,
             )  # fmt: skip
             stopped = "end" if reply.finish_reason == "stop" else reply.finish_reason
-            _append(log, [_line(prompt, talk, 1, who, options, {
+            _append(log, [line | {
                 "text": reply.text, "num_tokens": reply.usage.output, "stopped_by": stopped,
                 "seconds": reply.seconds, "cost_usd": reply.cost_usd,
-            })])  # fmt: skip
+            }])  # fmt: skip
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for prompt in prompts:
-                group.create_task(converse(prompt))
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
+    await together(map(converse, prompts))
     return [a for a in first_attempts(log, prompts) if a.model == who["model"]]
 
 
+async def together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results in order; the first failure stops the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return [task.result() for task in tasks]
+
+
 def _unanswered(
-    log: Path | str, prompts: Iterable[Prompt], who: Mapping[str, str], number: int
-) -> list[tuple[Prompt, list[Message]]]:
+    log: Path | str, prompts: Iterable[Prompt], number: int, asked: Mapping[str, Any]
+) -> Waiting:
     """The prompts that wait for an answer, each with its conversation up to the question."""
-    logged = {_key(attempt): attempt.replies for attempt in read_attempts(log)}
-    waiting = []
+    logged, waiting = _by_key(log), []
     for prompt in prompts:
-        said = logged.get((prompt.id, prompt.hash, who["model"], who["adapter"], number), [])
+        line = {"prompt": prompt.id, "prompt_hash": prompt.hash, "turn": 0, "attempt": number}
+        line |= asked
+        before = logged.get(tuple(line[name] for name in _KEY))
+        said = before.replies if before else []
         if len(said) < len(prompt.turns):
             talk: list[Message] = []
             for question, reply in zip(prompt.turns, said, strict=False):
                 talk += [Message("user", question), Message("assistant", reply)]
-            waiting.append((prompt, [*talk, Message("user", prompt.turns[len(said)])]))
+            question = Message("user", prompt.turns[len(said)])
+            waiting.append((line | {"turn": len(said)}, [*talk, question]))
     return waiting
-
-
-def _line(
-    prompt: Prompt, talk: Sequence[Message], number: int, who: Mapping[str, str],
-    options: Mapping[str, Any], answer: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "prompt": prompt.id, "prompt_hash": prompt.hash, "turn": len(talk) // 2,
-        "attempt": number, **who,
-        "sampling": {k: v for k, v in options.items() if k != "seed"}, "seed": options["seed"],
-        **answer, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
 
 
 def _adapter_hash(chat: ChatModel, model: str) -> str:

@@ -11,17 +11,17 @@ What it is told stands in `judge.toml`. Position and length bias: Zheng et al. 2
 2306.05685; the mean of several draws as a finer score: Liu et al. 2023, arXiv 2303.16634.
 """
 
-import asyncio
 import itertools
 import re
 import tomllib
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
+from baize_lib.evaluation.attempts import together
 from baize_lib.evaluation.statistics import compare_arms, interval
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ _TOLD = tomllib.loads(Path(__file__).with_name("judge.toml").read_text(encoding=
 async def compare(teacher: "Teacher", pairs: Iterable[Pair]) -> list[Judgement]:
     """Have each pair judged in both orders. Raises what the teacher raises."""
 
-    async def named(pair: Pair, order: str) -> str:
-        first, second = (getattr(pair, side) for side in order)
-        case = {"question": pair.question, "first": first, "second": second}
-        found = re.search(r"[012]", await _ask(teacher, "compare", case))
-        return {"0": "tie", "1": order[0], "2": order[1]}[found[0]] if found else ""
+    async def judged(pair: Pair) -> Judgement:
+        named = []
+        for order in ("ab", "ba"):
+            first, second = (getattr(pair, side) for side in order)
+            case = {"question": pair.question, "first": first, "second": second}
+            found = re.search(r"[012]", await _ask(teacher, "compare", case))
+            named.append({"0": "tie", "1": order[0], "2": order[1]}[found[0]] if found else "")
+        return Judgement(pair, *named)
 
-    async def both(pair: Pair) -> Judgement:
-        return Judgement(pair, await named(pair, "ab"), await named(pair, "ba"))
-
-    return await _all(both(pair) for pair in pairs)
+    return await _one_before_the_others(map(judged, pairs))
 
 
 async def score(
@@ -82,15 +82,15 @@ async def score(
     which tells apart answers that get the same round number in the likeliest reply.
     """
 
-    async def points(question: str, answer: str, seed: int) -> int | None:
-        case = {"question": question, "answer": answer}
-        found = re.search(r"\d+", await _ask(teacher, "score", case, float(draws > 1), seed))
-        return int(found[0]) if found and 1 <= int(found[0]) <= 100 else None
+    async def points(asked: tuple[str, str]) -> float | None:
+        case, warmth = dict(zip(("question", "answer"), asked, strict=True)), float(draws > 1)
+        given = []
+        for seed in range(draws):
+            found = re.search(r"\d+", await _ask(teacher, "score", case, warmth, seed))
+            given += [int(found[0])] if found and 1 <= int(found[0]) <= 100 else []
+        return mean(given) if given else None
 
-    asked = list(zip(questions, answers, strict=True))
-    drawn = [await _all(points(*each, seed) for each in asked) for seed in range(draws)]
-    readable = ([p for p in each if p is not None] for each in zip(*drawn, strict=True))
-    return [mean(given) if given else None for given in readable]
+    return await _one_before_the_others(map(points, zip(questions, answers, strict=True)))
 
 
 async def score_pairs(teacher: "Teacher", pairs: Sequence[Pair], draws: int = 1) -> list[Judgement]:
@@ -117,31 +117,31 @@ def bias_table(judgements: Sequence[Judgement]) -> "pd.DataFrame":
     if not judgements:
         raise BaizeError("no judgements to count: have some pairs compared first")
     uneven = [j for j in judgements if len(j.pair.a) != len(j.pair.b)]
-    longer, rows = ["ab"[len(j.pair.a) < len(j.pair.b)] for j in uneven], []
-    for name, seen in {
-        "readable": [bool(j.a_first and j.b_first) for j in judgements],
-        "decides": [j.winner in ("a", "b") for j in judgements],
-    }.items():
-        rows.append((name, len(seen), sum(seen) / len(seen), *interval(sum(seen), len(seen)), None))
-    for name, seen in {
-        "right": [_points(j, "a", "a") for j in judgements],
-        "first": [_points(j, "a", "b") for j in judgements],
-        "longer": [_points(j, side, side) for j, side in zip(uneven, longer, strict=True)],
-    }.items():
+    readable = [bool(j.a_first and j.b_first) for j in judgements]
+    decided = [j.winner in ("a", "b") for j in judgements]
+    rows = [
+        (name, len(seen), mean(map(float, seen)), *interval(sum(seen), len(seen)), None)
+        for name, seen in (("readable", readable), ("decides", decided))
+    ]
+    for name, seen in (
+        ("right", [_points(j, "aa") for j in judgements]),
+        ("first", [_points(j, "ab") for j in judgements]),
+        ("longer", [_points(j, "ab"[len(j.pair.a) < len(j.pair.b)] * 2) for j in uneven]),
+    ):
         if seen:
             gap = compare_arms(seen, [0.5] * len(seen))
             rows.append((name, len(seen), mean(seen), 0.5 + gap.low, 0.5 + gap.high, gap.p))
     return pd.DataFrame(rows, columns=["measure", "pairs", "share", "low", "high", "p"])
 
 
-def _points(judgement: Judgement, *sides: str) -> float:
+def _points(judgement: Judgement, sides: str) -> float:
     """How far it named these sides in the two orders, 0 to 1; a tie is half."""
     named = zip((judgement.a_first, judgement.b_first), sides, strict=True)
     return mean(0.5 if each in ("tie", "") else float(each == side) for each, side in named)
 
 
 async def _ask(
-    teacher: "Teacher", task: str, case: Mapping[str, str], temperature: float = 0.0, seed: int = 0
+    teacher: "Teacher", task: str, case: dict[str, str], temperature: float = 0.0, seed: int = 0
 ) -> str:
     """One short reply. A weak teacher is held to the grammar; others are only asked."""
     told = _TOLD[task]
@@ -156,15 +156,6 @@ async def _ask(
     return reply.text
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results in order; the first failure stops the rest and is raised as it is. One runs
-    alone before the others: a server that keeps what it has read then has the examples.
-    """
-    waiting = iter(work)
-    first = [await each for each in itertools.islice(waiting, 1)]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in waiting]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
-    return first + [task.result() for task in tasks]
+async def _one_before_the_others(work: Iterator[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """All results; a server that keeps what it has read then has the rule and the examples."""
+    return await together(itertools.islice(work, 1)) + await together(work)

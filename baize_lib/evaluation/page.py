@@ -8,10 +8,9 @@ too, and the page's own policy (CSP) forbids scripts and fetching, so that an an
 HTML stays an answer.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from baize_lib.chat.demo import prose_and_code
 from baize_lib.evaluation.attempts import Attempt
@@ -48,19 +47,20 @@ def page(
     """
     shown = {(a.prompt, a.model): a for a in attempts}
     models = list(dict.fromkeys(a.model for a in attempts))
-    asked = [p for p in prompts if any((p.id, m) in shown for m in models)]
-    paid: Counter[str] = Counter()
-    for attempt in attempts:
-        paid[attempt.model] += sum(line.get("cost_usd", 0) for line in attempt.turns)
+    prompts = [p for p in prompts if any((p.id, m) in shown for m in models)]
+    lines = _lines(attempts)
+    paid = lines.groupby("model", sort=False)["paid"].sum()
+    alike = lines.groupby(["model", "layout", "adapter", "sampling"], sort=False)["tokens"]
     text = template(Path(__file__).with_name("page.jinja")).render(
         title=title, models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
-        rows=[_row(prompt, models, shown, graded) for prompt in asked],
-        reported=list(dict.fromkeys(name for p in asked for name in p.article)),
-        kinds=[kind for kind in CHECKS if any(p.category == kind for p in asked)],
-        languages=sorted({p.language for p in asked}),
-        scores=_table(score_table(asked, graded, errors)), health=_table(health(attempts)),
-        asked=_table(_asked_how(attempts)),
+        prompts=prompts, shown=shown, graded=graded, parts=prose_and_code, ended=_ENDED,
+        grades=lambda p: {m: graded[p.id, m].grade for m in models if (p.id, m) in graded},
+        reported=list(dict.fromkeys(name for p in prompts for name in p.article)),
+        kinds=[kind for kind in CHECKS if any(p.category == kind for p in prompts)],
+        languages=sorted({p.language for p in prompts}),
         paid=", ".join(f"{model} {money(usd)}" for model, usd in paid.items() if usd),
+        scores=_html(score_table(prompts, graded, errors)), health=_html(health(attempts)),
+        asked=_html(alike.agg(replies="size", tokens="sum").reset_index()),
     )  # fmt: skip
     text = text.encode("utf-8", "replace").decode("utf-8")  # half characters become "?"
     if path:
@@ -68,43 +68,15 @@ def page(
     return text
 
 
-def _row(
-    prompt: Prompt, models: Sequence[str], shown: Mapping[tuple[str, str], Attempt], graded: Graded
-) -> dict[str, Any]:
-    """One prompt with the answers to it, and what the filters go by."""
-    verdicts = {m: graded[prompt.id, m] for m in models if (prompt.id, m) in graded}
-    grades = {m: verdict.grade for m, verdict in verdicts.items()}
-    disagree, look = len(set(grades.values())) > 1, "look" in grades.values()
-    answers = [
-        {
-            "model": a.model, "label": a.label, "picked": a.number != 1,
-            "verdict": verdicts.get(a.model),
-            "turns": [
-                {"question": question, "parts": list(prose_and_code(line["text"])),
-                 "ended": f"{line['num_tokens']} tokens, {_ended(line['stopped_by'])}"}
-                for question, line in zip(prompt.turns, a.turns, strict=False)
-            ],
-        }
-        for m in models
-        if (a := shown.get((prompt.id, m)))
-    ]  # fmt: skip
-    facets = " ".join(["disagreement"] * disagree + ["look"] * look)
-    return {"prompt": prompt, "grades": grades, "verdicts": facets, "answers": answers}
-
-
-def _ended(stopped_by: str) -> str:
-    return _ENDED.get(stopped_by, f"stopped by {stopped_by}")
-
-
-def _table(frame: "pd.DataFrame") -> str:
+def _html(frame: "pd.DataFrame") -> str:
     """The frame as HTML; pandas escapes its headers and cells."""
     from markupsafe import Markup
 
     return Markup(frame.to_html(index=False, border=0, float_format="{:.2f}".format))
 
 
-def _asked_how(attempts: Sequence[Attempt]) -> "pd.DataFrame":
-    """One row a model and way of asking: its layout, adapter, sampling and seed."""
+def _lines(attempts: Sequence[Attempt]) -> "pd.DataFrame":
+    """One row a reply: who was asked, how, how long it is, and what it cost."""
     import pandas as pd
 
     rows = []
@@ -113,8 +85,6 @@ def _asked_how(attempts: Sequence[Attempt]) -> "pd.DataFrame":
             sampling = {**line["sampling"], "seed": line["seed"]}
             told = ", ".join(f"{name} {value}" for name, value in sampling.items())
             how = attempt.model, line["layout"], attempt.adapter or "–", told
-            rows.append((*how, line["num_tokens"]))
-    columns = ["model", "layout", "adapter", "sampling"]
-    frame = pd.DataFrame(rows, columns=[*columns, "tokens"])
-    counted = frame.groupby(columns, sort=False)["tokens"].agg(replies="size", tokens="sum")
-    return counted.reset_index()
+            rows.append((*how, line["num_tokens"], line.get("cost_usd", 0)))
+    columns = ["model", "layout", "adapter", "sampling", "tokens", "paid"]
+    return pd.DataFrame(rows, columns=columns)

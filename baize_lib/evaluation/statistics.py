@@ -2,7 +2,7 @@
 
     graded = grade(prompts, attempts)                 # {(prompt id, model): Verdict}
     score_table(prompts, graded, errors)              # good answers by kind, and the checks' error
-    true_shares(prompts, graded, tried)               # what the share of good answers *is*
+    true_shares(prompts, graded)                      # what the share of good answers *is*
     compare_arms(one, other, prompts)                 # is that difference more than chance?
 
 Three things make such numbers too sure of themselves, and each has its cure here. Few answers: an
@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from baize_lib.evaluation.attempts import Attempt
-from baize_lib.evaluation.checks import CHECKS, Verdict, check
+from baize_lib.evaluation.checks import CHECKS, Verdict, check, try_checks
 from baize_lib.evaluation.prompts import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "grade", "verdict_table", "score_table", "interval", "visible_difference", "compare_arms",
-    "true_shares",
+    "grade", "score_table", "interval", "visible_difference", "compare_arms", "true_shares",
 ]  # fmt: skip
 
 Graded = dict[tuple[str, str], Verdict]  # (prompt id, model) -> verdict
@@ -47,26 +46,9 @@ def _grades(prompts: Iterable[Prompt], graded: Graded) -> "pd.DataFrame":
     """One row a verdict: prompt, kind, language, model, grade."""
     import pandas as pd
 
-    by_id = {prompt.id: prompt for prompt in prompts}
-    rows = [
-        (prompt.id, prompt.category, prompt.language, model, verdict.grade)
-        for (i, model), verdict in graded.items()
-        if (prompt := by_id.get(i))
-    ]
+    by_id = {p.id: (p.id, p.category, p.language) for p in prompts}
+    rows = [(*by_id[i], model, v.grade) for (i, model), v in graded.items() if i in by_id]
     return pd.DataFrame(rows, columns=["prompt", "kind", "language", "model", "grade"])
-
-
-def verdict_table(prompts: Iterable[Prompt], graded: Graded) -> "pd.DataFrame":
-    """Prompts × models: our verdicts, then the article's own ("Baize, article")."""
-    import pandas as pd
-
-    rows = [
-        {"prompt": " / ".join(prompt.turns), "category": prompt.category}
-        | {model: verdict.grade for (i, model), verdict in graded.items() if i == prompt.id}
-        | {f"{model}, article": said["verdict"] for model, said in prompt.article.items()}
-        for prompt in prompts
-    ]
-    return pd.DataFrame(rows).fillna("")
 
 
 def score_table(
@@ -117,16 +99,14 @@ def visible_difference(num_prompts: int) -> float:
     """
     from scipy.stats import binom
 
-    lost, counts = (
-        0.05,
-        np.arange(num_prompts + 1),
-    )  # rows: prompts that differ, columns: those that are won
-    fewer = np.minimum(counts, counts[:, None] - counts)
-    shows = (fewer >= 0) & (2 * binom.cdf(fewer, counts[:, None], 0.5) < 0.05)
+    won, lost = np.arange(num_prompts + 1), 0.05
+    differ = won[:, None]  # rows: how many prompts differ, columns: how many of them are won
+    fewer = np.minimum(won, differ - won)
+    shows = (fewer >= 0) & (2 * binom.cdf(fewer, differ, 0.5) < 0.05)
     for gained in np.arange(lost, 1 - lost + 1e-9, 0.01):
-        differing = binom.pmf(counts, num_prompts, gained + lost)
-        won = binom.pmf(counts, counts[:, None], gained / (gained + lost))
-        if (differing[:, None] * won * shows).sum() >= 0.8:
+        chance = binom.pmf(differ, num_prompts, gained + lost)
+        chance = chance * binom.pmf(won, differ, gained / (gained + lost))
+        if chance[shows].sum() >= 0.8:
             return float(gained - lost)
     return 1.0
 
@@ -196,21 +176,21 @@ def _cluster(prompt: Prompt) -> str:
 
 
 def true_shares(
-    prompts: Iterable[Prompt], graded: Graded, tried: Iterable[Mapping[str, Any]]
+    prompts: Iterable[Prompt], graded: Graded, tried: Iterable[Mapping[str, Any]] | None = None
 ) -> "pd.DataFrame":
     """The share of good answers, corrected for the checks' mistakes, one row a model.
 
     Prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633): verdicts on all
-    answers, set right by the few whose truth is known (`try_checks()`). Half of those are good by
-    design and a model's are not, so they count by their label: with e1 the mean verdict on good
-    ones and e0 on bad ones, a mean verdict v means a true share of (v - e0) / (e1 - e0) (Rogan &
-    Gladen 1978). "look" counts half. The 95% interval holds the chance in all three (draws from
-    Dirichlet distributions). It assumes that the checks err on a model's answers as on those we
-    labelled, kind by kind and language by language.
+    answers, set right by the few whose truth is known (`tried`, by default the held ones). Half of
+    those are good by design and a model's are not, so they count by their label: with e1 the mean
+    verdict on good ones and e0 on bad ones, a mean verdict v means a true share of (v - e0) /
+    (e1 - e0) (Rogan & Gladen 1978). "look" counts half. The 95% interval holds the chance in all
+    three (draws from Dirichlet distributions). It assumes that the checks err on a model's answers
+    as on those we labelled, kind by kind and language by language.
     """
     import pandas as pd
 
-    labelled = pd.DataFrame(tried)
+    labelled = pd.DataFrame(try_checks() if tried is None else tried)
     kinds = labelled["check"].str.split(",").str[0]
     gold = labelled.groupby([kinds, "language", "label"])["grade"]
     rng, rows = np.random.default_rng(0), []
@@ -221,12 +201,10 @@ def true_shares(
             bad, good = (_mean_verdict(gold.get_group((*kind, x)), rng) for x in ("bad", "good"))
             drawn += (seen - bad) / np.maximum(good - bad, 0.05) * len(group) / len(answers)
         low, middle, high = np.percentile(drawn, (2.5, 50, 97.5)).clip(0, 1)
-        called = answers["grade"]
-        rows.append({
-            "model": model, "answers": len(answers), "called good": (called == "good").mean(),
-            "to look at": (called == "look").mean(), "share": middle, "low": low, "high": high,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        good, look = ((answers["grade"] == grade).mean() for grade in ("good", "look"))
+        rows.append((model, len(answers), good, look, middle, low, high))
+    columns = ["model", "answers", "called good", "to look at", "share", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _mean_verdict(grades: "pd.Series", rng: np.random.Generator) -> np.ndarray:
