@@ -16,7 +16,7 @@ from baize_lib.corpus.formats import write_dialogues
 from baize_lib.models.base import load_base
 from baize_lib.training.fit import main
 from baize_lib.training.settings import read_run_file
-from baize_lib.training.several import Team, shard
+from baize_lib.training.step import Team, shard
 from baize_lib.training.tokens import Encoded
 
 # `--multi_gpu` is accelerate's word for several processes of one machine, processors included
@@ -78,7 +78,7 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, nam
 SHARDED = """
 from accelerate import PartialState
 from baize_lib.models.base import load_base
-from baize_lib.training.several import join, shard
+from baize_lib.training.step import join, shard
 team = join(in_step=True)
 base = load_base({base!r}, "float32", on_cpu=True)
 whole = sum(p.numel() for p in base.model.model.layers.parameters())

@@ -6,8 +6,9 @@ import torch
 from baize_lib.corpus.formats import read_sample
 from baize_lib.models.base import load_base
 from baize_lib.training.lora import add_adapter
-from baize_lib.training.loss import backward, held_out_loss
+from baize_lib.training.loss import backward
 from baize_lib.training.settings import TrainingSettings
+from baize_lib.training.step import held_out_loss
 from baize_lib.training.tokens import encode_all, micro_batches
 
 pytest.importorskip("bitsandbytes")

@@ -24,10 +24,10 @@ from baize_lib.training import step as steps
 from baize_lib.training.fast_cpu import compute_precision, fast
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import add_adapter, attach, detach
-from baize_lib.training.loss import backward, held_out_loss, loss_of, plain_loss
+from baize_lib.training.loss import backward, loss_of, plain_loss
 from baize_lib.training.planner import Corpus
 from baize_lib.training.settings import TrainingSettings
-from baize_lib.training.step import trainee
+from baize_lib.training.step import held_out_loss, trainee
 from baize_lib.training.tokens import (
     IGNORED,
     encode,

@@ -55,7 +55,7 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
     Args:
         name: a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file.
         precision: one of `PRECISIONS`.
-        on_cpu: leave the weights in main memory, for `several.shard` to spread.
+        on_cpu: leave the weights in main memory, for `step.shard` to spread.
 
     Raises:
         BaizeError: the model cannot be reached, is no causal language model, is damaged or needs

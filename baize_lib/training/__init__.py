@@ -4,10 +4,9 @@ import warnings
 
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import attach, read_card, select, trainable_parameters
-from baize_lib.training.loss import held_out_loss
 from baize_lib.training.planner import DEVICES, Corpus, measure, plan
 from baize_lib.training.settings import PRESETS, TrainingSettings
-from baize_lib.training.step import trainee
+from baize_lib.training.step import held_out_loss, trainee
 from baize_lib.training.tokens import encode, encode_all, mask_html, prompt_ids
 
 __all__ = [

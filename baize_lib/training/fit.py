@@ -30,10 +30,9 @@ from baize_lib.files import read_jsonl, sha256_of, text_hash, write_atomic, writ
 from baize_lib.models.base import Base, load_base
 from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.lora import bare_weights, read_card
-from baize_lib.training.loss import held_out_loss, plain_loss
+from baize_lib.training.loss import plain_loss
 from baize_lib.training.settings import TrainingSettings, read_run_file
-from baize_lib.training.several import join
-from baize_lib.training.step import Trainee, trainee
+from baize_lib.training.step import Trainee, held_out_loss, join, trainee
 from baize_lib.training.tokens import Encoded, encode_all, epoch_steps, save_layout
 
 __all__ = ["fit"]

@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from baize_lib.config import BaizeError
 from baize_lib.training.lora import inner_model, text_model
 from baize_lib.training.settings import TrainingSettings
-from baize_lib.training.several import Team
 from baize_lib.training.tokens import IGNORED, Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["held_out_loss"]
+__all__: list[str] = []
 
 Batch = Sequence[Encoded]
 Loss = Callable[["nn.Module", Batch], "Tensor"]
@@ -113,7 +111,7 @@ def lane_tokens(micro_tokens: int, at_once: int) -> int:
     return micro_tokens if at_once == 1 else min(512, micro_tokens // at_once)
 
 
-def _side_by_side(
+def in_lanes(
     work: Callable[[Batch], Any], batches: Iterable[Batch], at_once: int
 ) -> Iterator[Any]:
     """What `work` makes of each batch, in an order that depends on nothing but the batches."""
@@ -162,33 +160,8 @@ def backward(
         return found.item(), torch.autograd.grad(found * (scale / num_labels), weights, **unused)
 
     total = 0.0
-    for found, parts in _side_by_side(gradients, batches, at_once):
+    for found, parts in in_lanes(gradients, batches, at_once):
         total += found
         for weight, part in zip(weights, parts, strict=True):
             weight.grad += part
     return total
-
-
-def held_out_loss(
-    model: "nn.Module", rows: Sequence[Encoded], micro_tokens: int = 2048, team: Team | None = None
-) -> float:
-    """Mean loss per learnt token over `rows`, in nats, dropout off, `micro_tokens` padded tokens at
-    a time; the processes of a `team` share the rows and each gets the mean over all.
-    """
-    import torch
-
-    from baize_lib.training.fast_cpu import fast
-
-    if not rows:
-        raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
-    team, loss = team or Team(), loss_of(model.eval())
-    at_once = 1 if team.in_step else lanes(model)
-
-    def measured(batch: Batch) -> float:
-        with torch.no_grad():  # each thread has its own
-            return loss(model, batch).item()
-
-    with fast(model):
-        batches = team.batches(rows, lane_tokens(micro_tokens, at_once))
-        total = sum(_side_by_side(measured, batches, at_once))
-    return team.total(total, inner_model(model).device) / sum(row.num_labels for row in rows)
