@@ -116,12 +116,11 @@ def collect_dialogues(
     """Let the teacher chat with itself about each question; run it again to go on."""
     now, run = _begin()
     asked = list(load_seeds(seeds, num) if seeds else mix(now.seed_mix, num or now.num_seeds))
-
-    calls = Calls(run.calls_file, now.budget_usd)
+    paid = {"price": now.price, "calls": Calls(run.calls_file, now.budget_usd)}
     if batch:
-        answering = BatchTeacher(now.teacher, price=now.price, calls=calls)
+        answering = BatchTeacher(now.teacher, **paid)
     else:
-        answering = teacher_for(now.teacher, price=now.price, max_calls=now.max_calls, calls=calls)
+        answering = teacher_for(now.teacher, max_calls=now.max_calls, **paid)
 
     async def job() -> object:
         async with answering as who:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from baize_lib.config import BaizeError, cache_dir
 from baize_lib.course.tiers import Tier, current_tier
@@ -20,21 +21,20 @@ __all__ = ["check_environment"]
 PACKAGES = ("torch", "transformers", "peft", "datasets", "openai", "pandas", "matplotlib")
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the report."""
+class Check(NamedTuple):
+    """One line of the report; `fix` says what to do when it is not ok."""
 
     name: str
     ok: bool
     found: str
-    fix: str = ""  # what to do when it is not ok
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentReport:
     """All checks; prints as lines of OK and FAIL, with `brief` only what fails."""
 
-    checks: tuple[Check, ...]
+    checks: list[Check]
     brief: bool = False
 
     @property
@@ -44,27 +44,25 @@ class EnvironmentReport:
     def __str__(self) -> str:
         if self.brief and self.ok:
             return "This machine is ready; notebook 00 shows what was looked at."
-        width = max(len(check.name) for check in self.checks)
-        lines = []
-        for check in self.checks:
-            if not (self.brief and check.ok):
-                mark = "OK  " if check.ok else "FAIL"
-                lines.append(f"{mark}  {check.name:<{width}}  {check.found}")
-            if not check.ok:
-                lines.append(f"      {'':<{width}}  to fix: {check.fix}")
+        width, lines = max(len(check.name) for check in self.checks), []
+        for name, ok, found, fix in self.checks:
+            if not ok:
+                lines += [f"FAIL  {name:<{width}}  {found}", f"{'':<{width + 8}}to fix: {fix}"]
+            elif not self.brief:
+                lines.append(f"OK    {name:<{width}}  {found}")
         return "\n".join(lines)
 
 
 def check_environment(tier: Tier | str | None = None, *, brief: bool = False) -> EnvironmentReport:
     """Check Python, packages, key, memory, disk and GPU for a tier (None: the current one)."""
     tier = tier if isinstance(tier, Tier) else current_tier(tier)
-    checks = [Check("Python", True, platform.python_version()), *map(_check_package, PACKAGES)]
-    if tier.teacher in MODELS or tier.teacher.endswith(".gguf"):
-        checks.append(_check_package("xllamacpp"))
-    else:
-        checks.append(_check_key(tier))
-    checks += [_check_memory(tier), _check_disk(tier), _check_gpu(tier)]
-    return EnvironmentReport(tuple(checks), brief)
+    is_local = tier.teacher in MODELS or tier.teacher.endswith(".gguf")
+    checks = [
+        Check("Python", True, platform.python_version()), *map(_check_package, PACKAGES),
+        _check_package("xllamacpp") if is_local else _check_key(tier),
+        _check_memory(tier), _check_disk(tier), _check_gpu(tier),
+    ]  # fmt: skip
+    return EnvironmentReport(checks, brief)
 
 
 def _check_package(name: str) -> Check:
@@ -99,8 +97,8 @@ def _check_memory(tier: Tier) -> Check:
 
 def _check_disk(tier: Tier) -> Check:
     """Room for the models that are not here yet, and for the student in the form of training."""
-    names = {tier.teacher, tier.student} & MODELS.keys()
-    missing = [MODELS[name] for name in names if not (cache_dir() / MODELS[name].file).is_file()]
+    models = [MODELS[name] for name in {tier.teacher, tier.student} & MODELS.keys()]
+    missing = [model for model in models if not (cache_dir() / model.file).is_file()]
     needed = 1.2 * sum(model.num_bytes for model in missing) / 1e9
     if (student := MODELS.get(tier.student)) and not student.folder.is_dir():
         needed += 6 * student.num_bytes / 1e9
@@ -116,8 +114,8 @@ def _check_gpu(tier: Tier) -> Check:
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Check("GPU", True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+        gpu = torch.cuda.get_device_properties(0)
+        return Check("GPU", True, f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB")
     wanted = tier.gigabytes > 6
     return Check(
         "GPU", not wanted, "none" if wanted else "none (not needed)",

@@ -39,20 +39,14 @@ def cases() -> Mapping[str, Sequence[tuple[Sequence[Any], Any]]]:
     """Exercise -> (arguments, right answer) of each case."""
     import yaml
 
-    text = Path(__file__).with_name("exercises.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return yaml.safe_load(Path(__file__).with_name("exercises.yaml").read_text(encoding="utf-8"))
 
 
 def check_exercise(exercise: str, attempt: Any, expected: Any = None) -> None:
-    """Print one line on an attempt.
+    """Print one line on an attempt: the completed function, or the value found.
 
-    Args:
-        exercise: its name, for example "02-1".
-        attempt: the completed function, or the value found.
-        expected: what a value should be, where that comes from the learner's own run.
-
-    Raises:
-        BaizeError: no exercise has that name, and nothing was expected.
+    `exercise` is its name, for example "02-1"; `expected` what a value should be, where that comes
+    from the learner's own run. A BaizeError where no exercise has that name.
     """
     said = verdict(exercise, attempt, expected, tell=_tries[exercise] > 0)
     _tries[exercise] += said.startswith("not yet")
@@ -86,23 +80,22 @@ def verdict(exercise: str, attempt: Any, expected: Any = None, *, tell: bool = T
         if given is ...:
             return "not attempted yet"
         if not same(given, right):
-            answer = f"expected {right!r}" if tell else "which is not it"
-            return f"not yet: {asked} gave {given!r}, {answer}".replace(":  gave", ": this is")
+            gave = f"{asked} gave" if asked else "this is"
+            return (
+                f"not yet: {gave} {given!r}, {f'expected {right!r}' if tell else 'which is not it'}"
+            )
     return f"passed ({len(known)} case{'s' if len(known) > 1 else ''})"
 
 
 def same(given: Any, right: Any) -> bool:
-    """Whether an answer is right: fractions to three digits or two decimals, tuples as lists.
+    """Whether an answer is right: fractions to three digits or two decimals, all else exactly.
 
-    All else exactly; a fraction below 0.1 cannot be told by two decimals.
+    Tuples count as lists. A fraction below 0.1 cannot be told by two decimals.
 
     >>> same(160.00000000000003, 160), same(0.71, 5 / 7), same(0.0, 0.0009), same(1, True)
     (True, True, False, False)
-    >>> same((1, 2), [1, 2])
-    True
     """
-    if hasattr(given, "item"):  # a number of numpy or torch
-        given = given.item()
+    given = given.item() if hasattr(given, "item") else given  # a number of numpy or torch
     if isinstance(right, bool) or isinstance(given, bool):
         return given is right
     if isinstance(right, int | float) and isinstance(given, int | float):

@@ -38,7 +38,6 @@ _BILL = (
     "SELECT purpose, sum(owed) / 1e12, ifnull(sum(input), 0), ifnull(sum(output), 0) "
     "FROM bill GROUP BY purpose ORDER BY min(id)"
 )
-_TRAINED = ("num_tokens", "seconds", "loss_before", "loss_after")
 _CALLS = "SELECT key, purpose, model, state, owed, input, output, text FROM bill ORDER BY id"
 
 
@@ -49,14 +48,9 @@ def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
         return db.execute(query).fetchall()
 
 
-def bill(run: Run) -> list[tuple[str, float, int, int]]:
-    """(purpose, USD, tokens in, tokens out) each, from the run's table of paid calls."""
-    return _rows(run, _BILL)
-
-
 def spent_usd(run: Run) -> float:
     """USD this run has spent so far, whatever for."""
-    return sum(usd for _, usd, *_ in bill(run))
+    return sum(usd for _, usd, *_ in _rows(run, _BILL))
 
 
 def clock(seconds: float) -> str:
@@ -74,6 +68,7 @@ def facts(run: Run) -> dict[str, Any]:
     verdicts: dict[str, Counter[str]] = {}
     for (_, model), verdict in grade(prompts, attempts).items():
         verdicts.setdefault(model, Counter())[verdict.grade] += 1
+    trained = ("num_tokens", "seconds", "loss_before", "loss_after")
     found = {
         "tier": {name: tier.get(name) for name in ("name", "teacher", "student")},
         "random_seeds": {
@@ -82,8 +77,8 @@ def facts(run: Run) -> dict[str, Any]:
             "answers": sorted({line["seed"] for a in attempts for line in a.turns}),
         },
         "dialogues": len(statuses), "finished": statuses.count("ok"), "kept": corpus.get("kept"),
-        "spent": bill(run), "usd": spent_usd(run),
-        "trained": {name: adapter.get(name) for name in _TRAINED},
+        "spent": _rows(run, _BILL), "usd": spent_usd(run),
+        "trained": {name: adapter.get(name) for name in trained},
         "verdicts on the article's questions": verdicts,
         "exercises": passed_exercises(run),
         "files": dict(_hashes(run)),
@@ -113,16 +108,15 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def write_receipt(run: Run, out: Path | None = None, seconds: float | None = None) -> str:
     """Write `receipt.txt` into `out` and `receipt.json` into `runs/course/`; returns the text."""
-    found = facts(run)
-    rows = [*_told(found, run), *([("wall time", clock(seconds))] if seconds else [])]
-    width = max(len(name) for name, _ in rows)
-    text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    found, course = facts(run), runs_dir() / "course"
+    lines = dict(_told(found, run)) | ({"wall time": clock(seconds)} if seconds else {})
+    width = max(map(len, lines))
+    text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {"course": __version__, "python": platform.python_version()}
     card = {"run": run.path.name, "versions": versions, **found}
-    write_atomic((out or runs_dir() / "course") / "receipt.txt", text + "\n")
-    handed_in = json.dumps(card | {"hash": _hash(card)}, indent=1) + "\n"
-    write_atomic(runs_dir() / "course" / "receipt.json", handed_in)
+    write_atomic((out or course) / "receipt.txt", text + "\n")
+    write_atomic(course / "receipt.json", json.dumps(card | {"hash": _hash(card)}, indent=1) + "\n")
     return text
 
 
@@ -137,7 +131,7 @@ def _told(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
         usage += Usage(input=given, output=said)
     yield "spent", f"${found['usd']:.4f}"
     for other in shadow_cost(usage) if found["dialogues"] else ():
-        yield "elsewhere", f"${other.usd:.4f} at {other.model} ({other.as_of})"
+        yield f"at {other.model}", f"${other.usd:.4f} ({other.as_of})"
     card = found["trained"]
     if card["num_tokens"] is None:
         yield "adapter", "– (notebook 04 has not run)"
@@ -157,10 +151,8 @@ def _exercises(found: Mapping[str, Any]) -> str:
 def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
     """Read the run again and hold `receipt.json` against it; one line when all of it agrees.
 
-    `folder` is the run's folder, or its name under `runs/`; by default what the receipt names.
-
-    Raises:
-        BaizeError: it is no receipt, was changed, has no run here, differs, or is unfinished.
+    `folder` is the run's folder, or its name under `runs/`; by default what the receipt names. A
+    BaizeError says that it is no receipt, was changed, has no run here, differs, or is unfinished.
     """
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -48,8 +48,7 @@ class Executed:
 def execute(path: Path, out: Path, run: Run) -> Executed:
     """Run one notebook in its own kernel; write it and its HTML into `out`.
 
-    Raises:
-        BaizeError: a cell failed; the notebook was written up to there.
+    Where a cell fails, they are written up to there, and a BaizeError says which and why.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -71,14 +70,13 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
     tidy(notebook)
     write_atomic(out / path.name, nbformat.writes(notebook) + "\n")
     write_atomic(out / f"{path.stem}.html", as_html(notebook, path.parent))
-    lines = (line for cell in notebook.cells for line in cell.source.splitlines())
-    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), path.stem)
     if error:
         raise BaizeError(
             f"{path.name} stopped: {error}\nSee {os.path.relpath(out / path.name)}; "
             "run the same command again to go on: finished work is kept"
         )
-    return Executed(path.stem, title, seconds, spent_usd(run) - spent)
+    title = re.search(r"^# +(.+)", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
+    return Executed(path.stem, title[1] if title else path.stem, seconds, spent_usd(run) - spent)
 
 
 def tidy(notebook: "NotebookNode") -> None:
@@ -93,22 +91,26 @@ def tidy(notebook: "NotebookNode") -> None:
 
 
 def as_html(notebook: "NotebookNode", folder: Path) -> str:
-    """The notebook as one page that needs no network: pictures inside, each with its alt text."""
+    """The notebook as one page that needs no network, with pictures inside and links to pages."""
     from nbconvert import HTMLExporter
+
+    def inside(found: re.Match[str]) -> str:  # nbconvert leaves those above the folder out
+        path = folder / found[2]
+        if path.suffix not in (".svg", ".png") or not path.is_file():
+            return found[0]
+        kind = path.suffix[1:].replace("svg", "svg+xml")
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img alt="{html.escape(found[1])}" src="data:image/{kind};base64,{data}">'
 
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _with_pictures_inside(cell.source, folder)
+            cell.source = re.sub(r"!\[([^\]]*)\]\((\.\./[^)]+)\)", inside, cell.source)
             cell.source = re.sub(r"(\]\([\w/.]+)\.(?:ipynb|md)(?=[)#])", r"\1.html", cell.source)
-        for output in cell.get("outputs", ()):
-            if about := output.get("metadata", {}).get("image/png"):  # nbconvert drops alt texts
-                alt, width = html.escape(about.get("alt", "")), int(about.get("width", 700))
-                picture = f"data:image/png;base64,{output.data['image/png'].strip()}"
-                tag = f'<img alt="{alt}" width="{width}" src="{picture}">'
-                output["data"], output["metadata"] = {"text/html": tag}, {}
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
-    page = exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
+    exporter = HTMLExporter(  # of nbconvert's templates the one that keeps alt texts
+        template_name="classic", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
+    )
+    page = exporter.from_notebook_node(notebook)[0]
     return re.sub(r'<script src="">\s*</script>', "", page)
 
 
@@ -117,20 +119,6 @@ def _glossary() -> str:
 
     words = (COURSE / "glossary.md").read_text(encoding="utf-8")
     return as_html(new_notebook(cells=[new_markdown_cell(words)]), COURSE)
-
-
-def _with_pictures_inside(markdown: str, folder: Path) -> str:
-    """Pictures from above the notebook's folder as part of the text: nbconvert leaves those out."""
-
-    def inside(found: re.Match[str]) -> str:
-        path = folder / found[2]
-        kind = {".svg": "svg+xml", ".png": "png"}.get(path.suffix)
-        if not kind or not path.is_file():
-            return found[0]
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f'<img alt="{html.escape(found[1])}" src="data:image/{kind};base64,{data}">'
-
-    return re.sub(r"!\[([^\]]*)\]\((\.\./[^)]+)\)", inside, markdown)
 
 
 def _run_all(paths: Sequence[Path], out: Path, run: Run) -> list[Executed]:
@@ -158,21 +146,17 @@ def _chosen(only: Sequence[str], *folders: Path) -> list[Path]:
 
 def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     """Run the notebooks into `runs/course/`, print the receipt and where the index is."""
-    tier = current_tier()
-    folder, out = (BONUS, runs_dir() / "course/bonus") if bonus else (COURSE, runs_dir() / "course")
-    paths, begun = _chosen(only, folder), time.perf_counter()
+    tier, begun, course = current_tier(), time.perf_counter(), runs_dir() / "course"
+    paths, out = _chosen(only, BONUS if bonus else COURSE), course / "bonus" if bonus else course
     run = open_run(tier)
     print(f"{tier}\ninto {os.path.relpath(run.path)}\n")
-    report = check_environment(tier)
-    if not report.ok:
+    if not (report := check_environment(tier)).ok:
         raise BaizeError(f"this machine is not ready:\n{report}")
     done = _run_all(paths, out, run)
     printed = write_receipt(run, out, time.perf_counter() - begun)
-    page = template(Path(__file__).with_name("index.jinja")).render(
-        done=done, receipt=printed, clock=clock
-    )
-    write_atomic(out / "index.html", page)
-    write_atomic(runs_dir() / "course" / "glossary.html", _glossary())
+    index = template(Path(__file__).with_name("index.jinja"))
+    write_atomic(out / "index.html", index.render(done=done, receipt=printed, clock=clock))
+    write_atomic(course / "glossary.html", _glossary())
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
 
 
@@ -183,7 +167,7 @@ def render_course(only: Sequence[str] = ()) -> None:
     on the files of the last render.
     """
     os.environ["BAIZE_RUN"] = "render"
-    paths, begun = _chosen(only, COURSE, BONUS) if only else _chosen((), COURSE), time.time()
+    paths, begun = _chosen(only, COURSE, *[BONUS] if only else []), time.perf_counter()
     if not only:
         shutil.rmtree(runs_dir() / "render", ignore_errors=True)
     run = open_run()
@@ -192,9 +176,7 @@ def render_course(only: Sequence[str] = ()) -> None:
     _run_all(paths, out, run)
     for path in paths:
         write_atomic(path, (out / path.name).read_bytes())
-    rendered = {path.stem[:2] for path in paths}
-    for picture in sorted((out / "figures").glob("*.png")):
-        if picture.stem[:2] in rendered:
+        for picture in (out / "figures").glob(f"{path.stem[:2]}_*.png"):
             write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
     subprocess.run([sys.executable, ROOT / ".ci" / "chinese.py", "write"], check=True)
-    print(write_receipt(run, out, time.time() - begun))
+    print(write_receipt(run, out, time.perf_counter() - begun))

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,37 +143,26 @@ def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
         except (ValueError, KeyError, TypeError) as error:
             remedy = "delete that one file, nothing else, and run again"
             raise BaizeError(f"{card} is not readable ({error}): {remedy}") from error
-        _refuse_other_settings(path, earlier, now["tier"])
+        if differ := _differences(earlier, now["tier"]):
+            what = differ if "selfchat" in earlier else "those of an earlier edition"
+            raise BaizeError(
+                f"run folder {path} was made with other settings ({what}): set BAIZE_RUN to a new "
+                "name, or delete the folder if you no longer need it"
+            )
     else:
         write_atomic(card, json.dumps(now, indent=1))
         print(f"run {path.name} begun: {tier.teacher} teaches {tier.student} (tier {tier.name})")
     return Run(path)
 
 
-def _refuse_other_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    before, after = dict(_flat(earlier)), dict(_flat(now))
-    changed = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and key.split(".")[0] not in _FREE_TO_CHANGE
-    ]
-    if not changed:
-        return
-    what = "; ".join(changed) if "selfchat" in earlier else "those of an earlier edition"
-    raise BaizeError(
-        f"run folder {path} was made with other settings ({what}): set BAIZE_RUN to a new name, "
-        "or delete the folder if you no longer need it"
-    )
+def _differences(earlier: Any, now: Any, name: str = "") -> str:
+    """What differs in settings that a run may not change, by dotted name.
 
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as (dotted name, value).
-
-    >>> dict(_flat({"name": "ci", "training": {"lr": 0.1}}))
-    {'name': 'ci', 'training.lr': 0.1}
+    >>> _differences({"usd": 1, "training": {"lr": 0.1}}, {"usd": 2, "training": {"lr": 0.2}})
+    'training.lr: 0.1 -> 0.2'
     """
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        return f"{name}: {earlier!r} -> {now!r}" if earlier != now else ""
+    keys = [key for key in sorted({*earlier, *now}) if name or key not in _FREE_TO_CHANGE]
+    found = (_differences(earlier.get(k), now.get(k), f"{name}.{k}" if name else k) for k in keys)
+    return "; ".join(filter(None, found))
