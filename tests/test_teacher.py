@@ -301,7 +301,7 @@ def test_the_token_bound_is_at_least_the_bytes(texts):
 
 
 def test_one_call_goes_first_then_many(stub):
-    stub.latency = 0.02
+    stub.latency = 0.2  # long beside what a busy machine needs to send 64 calls
     teacher = teacher_at(stub, max_concurrency=64)
     peaks = []
     reply, stub.reply = stub.reply, lambda body: peaks.append(stub.in_flight) or reply(body)
@@ -310,14 +310,14 @@ def test_one_call_goes_first_then_many(stub):
 
 
 def test_the_pace_settles_near_what_the_server_allows(stub):
-    stub.latency, stub.max_in_flight = 0.01, 20
+    stub.latency, stub.max_in_flight = 0.2, 20
     teacher = teacher_at(stub, max_concurrency=256, max_attempts=30)
-    outcomes = ask(teacher, num_calls=600)
+    outcomes = ask(teacher, num_calls=200)
     assert not any(isinstance(outcome, BaseException) for outcome in outcomes)
     pace = teacher.pace
     assert 5 <= pace.limit <= 40 and pace.spells >= 1
     assert not str(pace).startswith("0.0 calls/s")
-    assert stub.answered == 600
+    assert stub.answered == 200
 
 
 def test_a_spell_of_429s_halves_the_places_once():
@@ -478,6 +478,29 @@ def test_its_server_refuses_a_stranger_and_listens_on_this_machine_only(local):
     )
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(request, timeout=10)
+
+
+def test_the_other_engine_answers_in_this_process_many_at_once_and_goes_on_after_a_fault():
+    pytest.importorskip("openvino_genai")
+
+    async def go():
+        async with local_teacher(slots=4, context=256, engine="openvino") as teacher:
+            options = {"max_tokens": 6, "temperature": 0.3}
+            jobs = [teacher.chat(f"Say {n}.", seed=n, **options) for n in range(5)]
+            replies = await asyncio.gather(*jobs)
+            gone = asyncio.create_task(teacher.chat("Count to 100.", max_tokens=100))
+            await asyncio.sleep(0.3)
+            gone.cancel()
+            with pytest.raises(TeacherError, match="outgrown the model's context"):
+                await teacher.chat("word " * 300, max_tokens=5)
+            last = await teacher.chat("Hi", stop=["@"], extra={"grammar": "x"}, **options)
+            again = await teacher.chat("Say 0.", seed=0, stop=["@"], **options)
+            return replies, last, again
+
+    replies, last, again = asyncio.run(go())
+    assert len({reply.text for reply in replies}) > 1 and again.text == replies[0].text
+    assert all(0 < reply.usage.output <= 6 < reply.usage.input for reply in [*replies, last])
+    assert asyncio.run(go())[2].text == again.text  # in another event loop
 
 
 def test_a_prompt_longer_than_its_context_fails_alone(local):
