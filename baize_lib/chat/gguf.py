@@ -9,6 +9,7 @@ merged folder too.
 """
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -21,18 +22,8 @@ from baize_lib.files import write_atomic
 
 __all__ = ["export_gguf"]
 
-_QUANTS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
-_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {  # how a tokenizer splits text before it looks for tokens -> llama.cpp's name for it
-    ("ByteLevel",): "gpt-2",
-    ("Digits", "ByteLevel"): "smollm",
-    (_WORDS.replace("DIGITS", r"\p{N}"), "ByteLevel"): "qwen2",
-    (_WORDS.replace("DIGITS", r"\p{N}{1,3}"), "ByteLevel"): "llama-bpe",
-}
+_HERE = Path(__file__).parent
+_NAMES = tomllib.loads((_HERE / "gguf.toml").read_text(encoding="utf-8"))
 
 
 def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Path:
@@ -45,8 +36,8 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
     from transformers import AutoConfig, AutoTokenizer
 
     merged, out = Path(merged), Path(out)
-    if quant not in _QUANTS:
-        raise BaizeError(f"quant={quant!r} is unknown: use one of {', '.join(_QUANTS)}")
+    if quant not in _NAMES["quants"]:
+        raise BaizeError(f"quant={quant!r} is unknown: use one of {', '.join(_NAMES['quants'])}")
     if not (merged / "baize_run.json").is_file() or not (merged / "config.json").is_file():
         raise BaizeError(f"{merged} holds no merged model: make one with chat.merge first")
     config, tokenizer = AutoConfig.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
@@ -57,7 +48,7 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
     part = out.with_name(f".{out.name}.part")
     try:
         writer = gguf.GGUFWriter(part, arch)
-        writer.add_file_type(gguf.LlamaFileType[_QUANTS[quant]])
+        writer.add_file_type(gguf.LlamaFileType[_NAMES["quants"][quant]])
         _write_shape(writer, config)
         _write_tokenizer(writer, tokenizer, split, config.vocab_size, merged)
         for name, tensor, kind in _tensors(merged, config, arch, quant):
@@ -72,7 +63,7 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
     card = json.loads((merged / "baize_run.json").read_text(encoding="utf-8"))
     words = {"file": out.name, "header": HEADER[card.get("language", "en")], "human": HUMAN_TAG}
     words |= {"ai": AI_TAG, "end": tokenizer.eos_token}
-    form = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
+    form = (_HERE / "Modelfile").read_text(encoding="utf-8")
     write_atomic(out.with_name("Modelfile"), Template(form).substitute(words))
     return out
 
@@ -82,11 +73,12 @@ def _known(config: Any, tokenizer: Any) -> tuple[str, str]:
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     rule = parts["pre_tokenizer"] or {"type": parts["model"]["type"]}
     steps = rule.get("pretokenizers", [rule])
-    shape = tuple(step.get("pattern", {}).get("Regex") or step["type"] for step in steps)
+    shape = [step.get("pattern", {}).get("Regex") or step["type"] for step in steps]
     kind = (config.architectures or ["unknown"])[0]
     rope = config.rope_parameters.get("rope_type", "default")
-    if kind in _ARCHITECTURES and rope == "default" and shape in _SPLITS:
-        return _ARCHITECTURES[kind], _SPLITS[shape]
+    split = next((name for name, known in _NAMES["splits"].items() if known == shape), None)
+    if kind in _NAMES["architectures"] and rope == "default" and split:
+        return _NAMES["architectures"][kind], split
     raise BaizeError(
         f"{kind} with {rope} rope and a tokenizer of {' and '.join(shape)} is not written here: "
         "convert the merged folder with llama.cpp's convert_hf_to_gguf.py"
@@ -94,16 +86,11 @@ def _known(config: Any, tokenizer: Any) -> tuple[str, str]:
 
 
 def _write_shape(writer: Any, config: Any) -> None:
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    facts = {
-        "name": "Baize course chatbot", "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size, "head_count": heads,
-        "head_count_kv": config.num_key_value_heads, "key_length": head, "value_length": head,
-        "rope_dimension_count": head, "rope_freq_base": config.rope_parameters["rope_theta"],
-        "layer_norm_rms_eps": config.rms_norm_eps, "vocab_size": config.vocab_size,
-    }  # fmt: skip
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    facts = {ours: getattr(config, theirs) for ours, theirs in _NAMES["facts"].items()}
+    facts |= dict.fromkeys(("key_length", "value_length", "rope_dimension_count"), head)
+    facts["name"] = "Baize course chatbot"
+    facts["rope_freq_base"] = config.rope_parameters["rope_theta"]
     for name, value in facts.items():
         getattr(writer, f"add_{name}")(value)
 
