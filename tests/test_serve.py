@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -16,7 +17,6 @@ from baize_lib.config import BaizeError
 from baize_lib.models.base import load_base
 from baize_lib.teacher import Teacher
 from baize_lib.teacher.prices import FREE
-from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
 ASKED = [{"role": "user", "content": "What is the capital of Tanzania?"}]
 GREEDY = {"max_tokens": 8, "temperature": 0}
@@ -164,21 +164,27 @@ def test_a_port_in_use_is_named_with_the_way_out(chat):
             serve(chat, port=port, wait=False)
 
 
-def test_nothing_is_written_for_a_client_that_has_gone():
-    written = []
+class Slow:
+    """A chatbot that writes a word every 20 ms."""
 
-    async def slow(asked: ChatRequest):
+    def __init__(self):
+        self.models, self.written = ("slow",), 0
+
+    def follow(self, *asked, **options):
         for n in range(200):
-            written.append(n)
-            yield "word ", Written("stop", 1, n)
-            await asyncio.sleep(0.02)
+            self.written = n
+            yield "word ", SimpleNamespace(stopped_by="length", num_read=1, num_tokens=n)
+            time.sleep(0.02)
 
-    address = serve_api(slow, ["slow"])
+
+def test_nothing_is_written_for_a_client_that_has_gone():
+    slow = Slow()
+    address = serve(slow, port=0, wait=False)
     with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(model="slow", messages=ASKED, stream=True)
         next(iter(stream))
         stream.close()
     time.sleep(0.5)
-    so_far = len(written)
+    so_far = slow.written
     time.sleep(0.5)
-    assert len(written) == so_far < 200
+    assert slow.written == so_far < 199

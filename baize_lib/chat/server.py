@@ -10,14 +10,64 @@ too: your student may be the next run's teacher.
 
 import asyncio
 import contextlib
+import hmac
+import json
+import secrets
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from baize_lib.chat.model import ChatModel
+from baize_lib.config import BaizeError
 from baize_lib.dialogue import Message
-from baize_lib.teacher.web import ChatRequest, Written, serve_api
 
 __all__ = ["serve"]
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _Row(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+
+    @property
+    def message(self) -> Message:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatRequest(BaseModel, extra="forbid"):
+    """What a client may ask for; a field that would be ignored is refused by its name."""
+
+    model: str = ""
+    messages: list[_Row] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1, ge=0, le=2)
+    top_p: float = Field(1, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Annotated[
+        list[str], BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
+    ] = []
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: dict[str, bool] = {}
+    user: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None}
 
 
 def serve(
@@ -28,27 +78,135 @@ def serve(
     Port 0 takes a free one. The default `host` can be reached from this machine only; others need a
     `key`, which clients then send as their API key. Without `wait` it serves from a thread.
     """
+    from aiohttp import web
 
-    async def answer(asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
-        if asked.model not in chat.models:
-            raise LookupError(f"no model {asked.model!r} here: use {', '.join(chat.models)}")
-        if asked.repeat_penalty != 1:
-            raise ValueError("repeat_penalty is not known here: leave it out")
-        roles = {"developer": "system"}
-        pieces = chat.follow(
-            [Message(roles.get(row.role, row.role), row.text) for row in asked.messages],
-            asked.model, max_tokens=asked.most or 256, stop=asked.stop, seed=asked.seed,
-            temperature=asked.temperature, top_p=asked.top_p,
-        )  # fmt: skip
-        # a token at a time, so that nothing more is written for a client that has gone
-        while piece := await asyncio.to_thread(next, pieces, None):
-            text, so_far = piece
-            reason = "length" if so_far.stopped_by == "length" else "stop"
-            yield text, Written(reason, so_far.num_read, so_far.num_tokens)
-
-    address = serve_api(answer, chat.models, host=host, port=port, key=key)
+    if host not in ("127.0.0.1", "localhost") and not key:
+        raise BaizeError(f"host={host!r} lets other machines in: give a key that they must send")
+    try:
+        listening = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        text = f"port {port} of {host} cannot be used ({error}): choose another, or port=0"
+        raise BaizeError(text) from error
+    threading.Thread(
+        target=web.run_app, args=(_app(chat, key),), daemon=True,
+        # when a client goes away, its answer is not written to its end
+        kwargs={"sock": listening, "handler_cancellation": True, "handle_signals": False,
+                "access_log": None, "print": None},
+    ).start()  # fmt: skip
+    address = f"http://{host}:{listening.getsockname()[1]}/v1"
     if wait:
         print(f"{', '.join(chat.models)} at {address} (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return address
+
+
+def _app(chat: ChatModel, key: str) -> Any:
+    from aiohttp import web
+
+    def refuse(status: int, text: str) -> web.Response:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return web.json_response({"error": {"message": text, "type": kind}}, status=status)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode()
+        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+            return refuse(401, "wrong key: send the one that the server was started with")
+        return await handler(request)
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        try:
+            asked = ChatRequest.model_validate_json(await request.read())
+            if asked.model in chat.models:
+                return await _answer(request, asked, _follow(chat, asked))
+            known = ", ".join(chat.models)
+            return refuse(404, f"no model {asked.model!r} here: use {known}")
+        except ValidationError as error:
+            first = error.errors()[0]
+            return refuse(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        except (ValueError, BaizeError) as error:
+            return refuse(400, f"bad request: {error}")
+        except RuntimeError as error:
+            return refuse(500, f"the model failed: {error}")
+
+    async def names(_: web.Request) -> web.Response:
+        rows = [{"id": name, "object": "model", "owned_by": "you"} for name in chat.models]
+        return web.json_response({"object": "list", "data": rows})
+
+    app = web.Application(middlewares=[guard], client_max_size=8 << 20)
+    app.add_routes([web.post("/v1/chat/completions", complete), web.get("/v1/models", names)])
+    return app
+
+
+async def _follow(chat: ChatModel, asked: ChatRequest) -> AsyncIterator[tuple[str, Any]]:
+    """What `chat.follow` yields, from a thread that ends when nobody listens any more."""
+    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
+
+    def work() -> None:
+        end: Exception | None = None
+        try:
+            for piece in chat.follow(
+                [row.message for row in asked.messages], asked.model, stop=asked.stop,
+                max_tokens=asked.max_completion_tokens or asked.max_tokens or 256,
+                temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed,
+            ):  # fmt: skip
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
+                if gone.is_set():
+                    break
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            end = error
+        loop.call_soon_threadsafe(queue.put_nowait, end)
+
+    loop.run_in_executor(None, work)
+    try:
+        while isinstance(piece := await queue.get(), tuple):
+            yield piece
+        if piece is not None:
+            raise piece
+    finally:
+        gone.set()
+
+
+async def _answer(request: Any, asked: ChatRequest, pieces: AsyncIterator[tuple[str, Any]]) -> Any:
+    """Send an answer whole, or as the server-sent events of a client that wants to stream."""
+    from aiohttp import web
+
+    text, done = await anext(pieces)  # what is wrong shows before anything is sent
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()),
+        "model": asked.model, "object": "chat.completion" + ".chunk" * asked.stream,
+    }  # fmt: skip
+    if not asked.stream:
+        async for part, done in pieces:  # noqa: B007 - the last one counts
+            text += part
+        said = _choice(_reason(done), message={"role": "assistant", "content": text})
+        return web.json_response(head | said | _usage(done))
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+
+    async def send(body: dict[str, Any]) -> None:
+        await response.write(f"data: {json.dumps(head | body)}\n\n".encode())
+
+    await send(_choice(None, delta={"role": "assistant", "content": text}))
+    async for part, done in pieces:  # noqa: B007
+        if part:
+            await send(_choice(None, delta={"content": part}))
+    await send(_choice(_reason(done), delta={}))
+    if asked.stream_options.get("include_usage"):
+        await send({"choices": []} | _usage(done))
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+def _reason(done: Any) -> str:
+    return "length" if done.stopped_by == "length" else "stop"
+
+
+def _choice(reason: str | None, **said: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, **said, "finish_reason": reason}]}
+
+
+def _usage(done: Any) -> dict[str, Any]:
+    counts = {"prompt_tokens": done.num_read, "completion_tokens": done.num_tokens}
+    return {"usage": counts | {"total_tokens": done.num_read + done.num_tokens}}

@@ -1,9 +1,9 @@
-"""A teacher on this machine: weights behind a server of their own, asked like any other teacher.
+"""A teacher on this machine, asked like any other teacher.
 
 Two engines. `openvino` (openvino-genai) writes one token of every answer under way in each step
 ("continuous batching") and does not read again what a prompt has in common with an earlier one: on
-a CPU with AVX-512 or AMX that is several times faster. `llama.cpp` (xllamacpp) runs everywhere,
-takes grammars, and serves all other weights.
+a CPU with AVX-512 or AMX that is several times faster. `llama.cpp` (xllamacpp), behind a server of
+its own, runs everywhere, takes grammars, and serves all other weights.
 
     async with local_teacher("qwen-1.5b", calls=Calls(run.calls_file)) as teacher:
         line = await self_chat("Why do cats purr?", teacher)
@@ -16,20 +16,27 @@ import importlib.util
 import itertools
 import secrets
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS, model_file
 from baize_lib.teacher.client import Teacher, as_key
-from baize_lib.teacher.prices import FREE, Price
-from baize_lib.teacher.web import ChatRequest, Written, serve_api
+from baize_lib.teacher.errors import Failure, Reply, read_refusal
+from baize_lib.teacher.prices import FREE, Price, Usage
 
 __all__ = ["local_teacher", "teacher_for"]
 
 WEAK = "smollm2-135m"  # held to a form by grammars and worked examples
 FAST = ("qwen-1.5b",)  # weights that OpenVINO was seen to read and write well
+SETTINGS = {  # of a request, and what OpenVINO calls them
+    "max_tokens": "max_new_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "seed": "rng_seed",
+    "temperature": "temperature",
+    "top_p": "top_p",
+}
 SLOTS = {"openvino": 48, "llama.cpp": 8}  # calls answered at once; chosen by measurement
 
 
@@ -37,10 +44,10 @@ def local_teacher(
     name: str = WEAK, *, slots: int | None = None, context: int = 2048, engine: str | None = None,
     **options: Any,
 ) -> Teacher:  # fmt: skip
-    """A model of `models.weights`, or a GGUF file, on a free loopback port with a random key.
+    """A model of `models.weights`, or a GGUF file, as a teacher on this machine.
 
-    The server runs in this process, once for the same arguments, and ends with it. The same call
-    with the same seed gives the same text on a quiet server; among others, rounding may part the
+    The engine runs in this process, once for the same arguments, and ends with it. The same call
+    with the same seed gives the same text when it is alone; among others, rounding may part the
     ways.
 
     Args:
@@ -55,11 +62,12 @@ def local_teacher(
     if engine not in SLOTS:
         raise BaizeError(f"engine={engine!r} is not known: use one of {', '.join(SLOTS)}")
     slots = slots or (4 if name == WEAK else SLOTS[engine])
-    address, key = _serve(model_file(name), engine, slots, context)
-    return Teacher(
-        name if name in MODELS else Path(name).stem, base_url=address, api_key=as_key(key),
-        price=FREE, max_concurrency=slots, timeout=600.0, weak=name == WEAK, **options,
-    )  # fmt: skip
+    options |= {"price": FREE, "max_concurrency": slots, "timeout": 600.0, "weak": name == WEAK}
+    known, file = name if name in MODELS else Path(name).stem, model_file(name)
+    if engine == "openvino":
+        return _OpenVinoTeacher(known, _OpenVino(file, slots, context), **options)
+    address, key = _llama_cpp(file, slots, context)
+    return Teacher(known, base_url=address, api_key=as_key(key), **options)
 
 
 def teacher_for(
@@ -76,20 +84,12 @@ def teacher_for(
     return Teacher(name, price=price, max_concurrency=max_calls or 256, **options)
 
 
-@functools.cache
-def _serve(file: Path, engine: str, slots: int, context: int) -> tuple[str, str]:
-    """(address, key) of a server, begun when it is first asked for."""
-    key = secrets.token_urlsafe(24)
-    if engine == "openvino":
-        return serve_api(_OpenVino(file, slots, context).answer, [file.stem], key=key), key
-    return _llama_cpp(file, slots, context, key), key
-
-
 _servers: list[Any] = []  # kept alive here; llama.cpp's server stops when its object goes
 
 
-def _llama_cpp(file: Path, slots: int, context: int, key: str) -> str:
-    """Serve a GGUF file; gives the address."""
+@functools.cache
+def _llama_cpp(file: Path, slots: int, context: int) -> tuple[str, str]:
+    """Serve a GGUF file on a free loopback port; gives the address and the random key it asks."""
     try:
         import xllamacpp
     except ImportError as error:
@@ -97,7 +97,7 @@ def _llama_cpp(file: Path, slots: int, context: int, key: str) -> str:
             f"no engine for a model on this machine ({error}): pip install xllamacpp or "
             "openvino-genai, or name a server of your own with OPENAI_BASE_URL and BAIZE_TEACHER"
         ) from error
-    params = xllamacpp.CommonParams()
+    params, key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
     params.model.path = str(file)
     params.n_parallel, params.n_ctx = slots, slots * context
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
@@ -106,7 +106,7 @@ def _llama_cpp(file: Path, slots: int, context: int, key: str) -> str:
     params.verbosity, params.ui = 0, False
     _servers.append(xllamacpp.Server(params))
     atexit.register(_servers.clear)
-    return f"{_servers[-1].listening_address}/v1"
+    return f"{_servers[-1].listening_address}/v1", key
 
 
 def _free_cores() -> int:
@@ -120,6 +120,7 @@ def _free_cores() -> int:
     return max(1, (psutil.cpu_count(logical=False) or 1) - round(busy))
 
 
+@functools.cache
 class _OpenVino:
     """A model in OpenVINO; whoever waits for an answer steps the batch for all."""
 
@@ -139,50 +140,63 @@ class _OpenVino:
         self.stepping = threading.Lock()
         atexit.register(self.stepping.acquire)  # the interpreter must not go away under a step
 
-    def read(self, asked: ChatRequest) -> tuple[Any, Any]:
-        """A request as (prompt's tokens, settings); a ValueError says what is wrong with it."""
-        messages = [{"role": row.role, "content": row.text} for row in asked.messages]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    async def answer(self, request: Mapping[str, Any]) -> Reply | Failure:
+        """The answer to a request of `Teacher`, once it is written."""
+        text = self.tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True)
         ids = self.tokenizer.encode(text, add_special_tokens=False).input_ids
-        room = self.context - ids.get_size()
-        most = asked.most or max(room, 1)
-        if most > room:
-            raise ValueError(f"{ids.get_size()} prompt + {most} tokens are over {self.context}")
+        size, most = ids.get_size(), request["max_tokens"]
+        if other := request.keys() - {"model", "messages", "stop", *SETTINGS}:
+            return read_refusal(400, f"not supported: {', '.join(other)}", {})
+        if size + most > self.context:
+            why = f"{size} prompt + {most} tokens are over the context of {self.context}"
+            return read_refusal(400, why, {})
         config = self.pipeline.get_config()  # knows the model's end-of-text tokens
-        config.max_new_tokens, config.repetition_penalty = most, asked.repeat_penalty
-        config.stop_strings = set(asked.stop)
-        if asked.temperature > 0:
-            config.do_sample, config.rng_seed = True, asked.seed or 0
-            config.temperature, config.top_p = asked.temperature, asked.top_p
-        return ids, config
+        config.do_sample = request.get("temperature", 1.0) > 0
+        for name in SETTINGS if config.do_sample else ("max_tokens", "repeat_penalty"):
+            if name in request:
+                setattr(config, SETTINGS[name], request[name])
+        config.stop_strings = set(request.get("stop", ()))
+        found = await self.generate(self.pipeline.add_request(next(self.numbers), ids, config))
+        self.pause = 0.01
+        text = self.tokenizer.decode(found.generated_ids)
+        for stop in config.stop_strings:  # OpenVINO cuts off whole tokens only
+            text = text.partition(stop)[0]
+        reason = "stop" if found.finish_reason.name == "STOP" else "length"
+        return Reply(text, reason, Usage(size, 0, len(found.generated_ids)))
 
-    async def answer(self, asked: ChatRequest) -> AsyncIterator[tuple[str, Written]]:
-        """A request's whole answer, once it is written."""
-        ids, config = self.read(asked)
-        handle = self.pipeline.add_request(next(self.numbers), ids, config)
+    async def generate(self, handle: Any) -> Any:
+        """What one request of the batch came to, or a RuntimeError."""
         try:
             while handle.get_status().name == "RUNNING":
                 if self.under_way is None or self.under_way.done():
                     self.under_way = asyncio.create_task(self.step())
                 await asyncio.shield(self.under_way)
-            found = handle.read_all()
-        finally:  # failed, or nobody waits for it any more
+            for found in handle.read_all():
+                return found
+            raise RuntimeError("the cache is full: ask for fewer at once")
+        finally:  # if a step failed, or nobody waits for the answer any more
             if handle.get_status().name == "RUNNING":
                 handle.cancel()
-        if not found:
-            raise RuntimeError("the cache is full: ask for fewer at once")
-        self.pause = 0.01
-        text = self.tokenizer.decode(found[0].generated_ids)
-        for stop in config.stop_strings:  # OpenVINO cuts off whole tokens only
-            text = text.partition(stop)[0]
-        reason = "stop" if found[0].finish_reason.name == "STOP" else "length"
-        yield text, Written(reason, ids.get_size(), len(found[0].generated_ids))
 
     async def step(self) -> None:
-        """One more token of every answer. A step holds Python's lock, so first leave a moment, to
-        send answers and take what follows.
+        """One more token of every answer. A step holds Python's lock, so first leave a moment: a
+        longer one after an answer, to keep it and to take what follows.
         """
         pause, self.pause = self.pause, 0.001
         await asyncio.sleep(pause)
         with self.stepping:
             self.pipeline.step()
+
+
+class _OpenVinoTeacher(Teacher):
+    """A `Teacher` whose calls are answered in this process, all in one batch."""
+
+    def __init__(self, model: str, engine: _OpenVino, **options: Any) -> None:
+        super().__init__(model, base_url="http://127.0.0.1/v1", **options)
+        self._engine = engine
+
+    async def _send(self, request: dict[str, Any], bound: Usage) -> Reply | Failure:
+        try:
+            return await self._engine.answer(request)
+        except RuntimeError as error:  # OpenVINO's: no answer of this batch can go on
+            return read_refusal(500, f"the engine failed: {error}", {})
