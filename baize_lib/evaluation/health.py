@@ -36,16 +36,15 @@ def health(attempts: Iterable[Attempt]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for attempt in attempts:
+    for attempt, line in ((a, line) for a in attempts for line in a.turns):
+        text, stopped = line["text"], line["stopped_by"]
         language = attempt.prompt.rpartition("-")[2]
-        for line in attempt.turns:
-            text, stopped = line["text"], line["stopped_by"]
-            found = [has(text, language) for has in DETECTORS.values()]
-            found[1] |= stopped == "tag"
-            ends = stopped == "end", stopped == "length", not words(text)
-            rows.append((attempt.model, 1, *ends, *found, line["num_tokens"]))
-    columns = ["model", "replies", "stops", "cut", "empty", *DETECTORS, "tokens"]
-    frame = pd.DataFrame(rows, columns=columns).groupby("model", sort=False)
+        row = {"model": attempt.model, "replies": 1, "stops": stopped == "end"}
+        row |= {"cut": stopped == "length", "empty": not words(text)}
+        row |= {name: has(text, language) for name, has in DETECTORS.items()}
+        row["voices"] |= stopped == "tag"
+        rows.append(row | {"tokens": line["num_tokens"]})
+    frame = pd.DataFrame(rows).groupby("model", sort=False)
     return frame.mean().assign(replies=frame.size()).reset_index()
 
 
@@ -56,11 +55,8 @@ def health_errors() -> "pd.DataFrame":
     texts = list(read_jsonl(data_dir() / "evaluation" / "labelled_health.jsonl"))
     rows = []
     for name, has in DETECTORS.items():
-        found = [(has(row["text"], row["language"]), name in row["faults"]) for row in texts]
-        both = found.count((True, True))
-        seen, ill = both + found.count((True, False)), both + found.count((False, True))
-        rows.append({
-            "detector": name, "texts": len(texts), "with it": ill,
-            "precision": both / max(seen, 1), "recall": both / max(ill, 1),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        ill = [text for text in texts if name in text["faults"]]
+        seen = [text for text in texts if has(text["text"], text["language"])]
+        both = sum(text in ill for text in seen)
+        rows.append((name, len(texts), len(ill), both / max(len(seen), 1), both / max(len(ill), 1)))
+    return pd.DataFrame(rows, columns=["detector", "texts", "with it", "precision", "recall"])

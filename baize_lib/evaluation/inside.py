@@ -22,18 +22,18 @@ def main(desk: str) -> None:
     trial: dict[str, Any] = {"__name__": "trial"}
     if spec["calls"]:
         exec(compile(_beside("trial.py"), "trial.py", "exec"), trial)
-    names = [f"{desk}/{name}" for name in ("out", "err", "report")]
-    out, err, report = (os.open(name, os.O_CREAT | os.O_RDWR, 0o600) for name in names)
+    new = os.O_CREAT | os.O_RDWR
+    out, err, report = (os.open(f"{desk}/{name}", new, 0o600) for name in ("out", "err", "report"))
     folder = os.path.realpath(".")
     libraries = [path for path in (*sys.path, f"{sys.base_prefix}/lib") if path]
     guards = ["separate process, time limit"]
     if sys.platform == "linux":
-        guards += _linux_guards(folder, libraries, spec, refused["calls"])
+        guards += _linux_guards(folder, libraries, spec["without"], refused["calls"])
     for name, text in spec["files"].items():
         with open(name, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slow to load
             file.write(text)
     if os.name == "posix":
-        guards += _set_limits(spec)
+        guards += _set_limits(spec["seconds"])
     if "hook" not in spec["without"]:
         import ctypes  # loaded first, so that the hook can refuse every later use of it
 
@@ -59,7 +59,7 @@ def _beside(name: str) -> str:
 def _run(spec: dict[str, Any], trial: dict[str, Any], report: int) -> None:
     """The code in a module of its own; then, where calls are due, the trial of what it defined."""
     sys.argv[:] = ["answer.py"]
-    module, ours = ModuleType("__main__"), sys.modules["__main__"]
+    ours, module = sys.modules["__main__"], ModuleType("__main__")  # ours must outlive its name
     sys.modules["__main__"] = module
     try:
         exec(compile(spec["code"], "answer.py", "exec"), module.__dict__)
@@ -72,40 +72,33 @@ def _run(spec: dict[str, Any], trial: dict[str, Any], report: int) -> None:
     del ours
 
 
-def _set_limits(spec: dict[str, Any]) -> list[str]:
+def _set_limits(seconds: float) -> list[str]:
     import resource
 
-    seconds, megabyte = max(1, int(spec["seconds"])), 1 << 20
-    limits = {
-        "RLIMIT_CPU": seconds, "RLIMIT_AS": MEMORY_MB * megabyte, "RLIMIT_NOFILE": 64,
-        "RLIMIT_FSIZE": FILE_MB * megabyte, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0,
-    }  # fmt: skip
-    if sys.platform == "darwin":
-        del limits["RLIMIT_AS"]  # macOS does not enforce it
-    for name, value in limits.items():
-        # A second more before the kernel's own kill, so that it ends as what it is: out of time.
-        most = value + 1 if name == "RLIMIT_CPU" else value
-        resource.setrlimit(getattr(resource, name), (value, most))
-    memory = "memory limit" if "RLIMIT_AS" in limits else ""
-    return ["CPU, file size and process limits", memory]
+    cpu = max(1, int(seconds))  # one more before the kernel's kill: it ends as out of time
+    limits = {"CPU": (cpu, cpu + 1), "FSIZE": (FILE_MB << 20,) * 2, "NOFILE": (64, 64)}
+    limits |= {"CORE": (0, 0), "NPROC": (0, 0)}
+    if sys.platform != "darwin":  # macOS does not enforce it
+        limits["AS"] = (MEMORY_MB << 20,) * 2
+    for name, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), most)
+    return ["CPU, file size and process limits", "memory limit" if "AS" in limits else ""]
 
 
 # ---- Linux
 
 
 def _linux_guards(
-    folder: str, libraries: list[str], spec: dict[str, Any], calls: dict[str, Any]
+    folder: str, libraries: list[str], without: list[str], calls: dict[str, Any]
 ) -> list[str]:
     """Everything the kernel offers this user, strictest last; "" for what it lacks."""
     import ctypes
 
-    libc, without = ctypes.CDLL(None, use_errno=True), spec["without"]
+    libc = ctypes.CDLL(None, use_errno=True)
     keep_capabilities, die_with_parent, no_new_privileges = 8, 1, 38
     is_root = os.geteuid() == 0 and "user" not in without
     user = 200_000 + os.getpid() % 50_000 if is_root else os.getuid()
-    guards = []
-    if "namespaces" not in without:
-        guards += _namespaces(libc, folder, is_root, user)
+    guards = [] if "namespaces" in without else _namespaces(libc, folder, is_root, user)
     libc.prctl(no_new_privileges, 1, 0, 0, 0)
     locked = "landlock" not in without and _landlock(libc, folder, libraries)
     guards.append("files (Landlock)" if locked else "")

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from baize_lib.dialogue import fenced
@@ -24,7 +24,6 @@ from baize_lib.evaluation.sandbox import Outcome, run_code
 _SECONDS = 3
 _ELSEWHERE = "pandas numpy polars simplejson ujson orjson sympy more_itertools"
 _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what no Python is answered with
-_RANK = ("bad", "look", "partly", "good")
 Found = tuple[str, str]  # grade, reason
 
 
@@ -111,29 +110,32 @@ def follows_up(spec: Mapping[str, Any], replies: Sequence[str]) -> Found:
     It may lean on what earlier turns imported. A case: {"args", "returns"} or {"args",
     "writes_json": the data}, with "files".
     """
+    cases = spec["cases"]
+    called = _writes if "writes_json" in cases[0] else _returns
     earlier = "\n".join(code for reply in replies[:-1] for code in programs_in(reply)[:1])
     imported = re.findall(r"(?m)^(?:import [\w., ]+|from \w+ import [\w., ]+)$", earlier)
-    called = _writes if "writes_json" in spec["cases"][0] else _returns
     programs = programs_in(replies[-1])
     programs = [code if "__future__" in code else "\n".join([*imported, code]) for code in programs]
-    return _best(programs, lambda code: called(spec["cases"], code))
+    return _best(programs, lambda code: called(cases, code))
 
 
 def _best(programs: Sequence[str], tried: Callable[[str], Found]) -> Found:
-    best: Found | None = None
+    found: list[Found] = []
     for code in programs:
-        found = tried(code)
-        if best is None or _RANK.index(found[0]) > _RANK.index(best[0]):
-            best = found
-        if best[0] == "good":
+        found.append(tried(code))
+        if found[-1][0] == "good":
             break
-    return best or ("bad", "no code")
+    return max(found, key=_rank, default=("bad", "no code"))
+
+
+def _rank(found: Found) -> int:
+    return ("bad", "look", "partly", "good").index(found[0])
 
 
 def _run_program(spec: Mapping[str, Any], code: str) -> Found:
     if "constant" in spec and re.search(spec["constant"], _without_comments(code)):
         return "bad", "prints a constant"
-    said, swaps = "", [case["swap"] for case in spec["cases"] if "swap" in case]
+    said, unseen = "", any("swap" in case for case in spec["cases"])
     for case in spec["cases"]:
         program, swap = code, case.get("swap", {})
         for old, new in swap.items():
@@ -147,9 +149,8 @@ def _run_program(spec: Mapping[str, Any], code: str) -> Found:
         grade, seen = _seen(case, outcome)
         if grade != "good":
             return grade, f"{seen}, asked for {next(iter(swap.values()))}" if swap else seen
-        said = said or seen
-        swaps = [] if swap else swaps
-    return ("look", f"{said}; not seen to work it out") if swaps else ("good", said)
+        said, unseen = said or seen, unseen and not swap
+    return ("look", f"{said}; not seen to work it out") if unseen else ("good", said)
 
 
 def _without_comments(code: str) -> str:
@@ -167,7 +168,7 @@ def _seen(case: Mapping[str, Any], outcome: Outcome) -> Found:
         if found := re.search(case["prints"], outcome.stdout):
             return "good", f"prints {found[0].strip()[:30]}"
         return "bad", f"runs, prints {outcome.stdout.strip()[:30]!r}"
-    if any(_json(text) for text in outcome.files.values()):
+    if any(map(_json, outcome.files.values())):
         return "good", "leaves a JSON file"
     return "bad", "no JSON file"
 
@@ -185,47 +186,44 @@ def _how_it_ended(outcome: Outcome) -> Found:
 
 def _returns(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
     """The best of its functions: all of them are called with all cases, in one process."""
-    outcome = _call(code, cases)
+    outcome, called = _call(code, cases)
     found: list[Found] = []
-    for name, results in _lines(outcome.report):
+    for name, results in called:
         if len(results) != len(cases):  # no trial wrote that line
             continue
-        grades = [_compared(r, c["returns"]) for r, c in zip(results, cases, strict=True)]
-        grade = min(grades, key=_RANK.index)
+        pairs = zip(results, cases, strict=True)
+        grade = min((_compared(r, c["returns"]) for r, c in pairs), key=lambda g: _rank((g, "")))
         seen = {"good": "works", "partly": "gives the right items as another type"}
         found.append((grade, f"{name}() {seen.get(grade, 'does not give what is right')}"))
-    return max(found, key=lambda one: _RANK.index(one[0])) if found else _no_function(outcome)
+    return max(found, key=_rank) if found else _no_function(outcome)
 
 
 def _writes(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
     """A function that saves the data it is given; each case has a process of its own."""
     for case in cases:
-        outcome = _call(code, [case])
-        names = [name for name, _ in _lines(outcome.report)]
-        if not names:
+        outcome, called = _call(code, [case])
+        if not called:
             return _no_function(outcome)
         wrote = [_json(text) for text in outcome.files.values()]
         if case["writes_json"] not in wrote:
             grade = "partly" if any(wrote) else "bad"
-            return grade, f"{names[0]}() does not save the data it is given"
-    return "good", f"{names[0]}() works"
+            return grade, f"{called[0][0]}() does not save the data it is given"
+    return "good", f"{called[0][0]}() works"
 
 
 def _no_function(outcome: Outcome) -> Found:
     return ("bad", "no function") if outcome.ended == "ok" else _how_it_ended(outcome)
 
 
-def _call(code: str, cases: Sequence[Mapping[str, Any]]) -> Outcome:
+def _call(
+    code: str, cases: Sequence[Mapping[str, Any]]
+) -> tuple[Outcome, list[tuple[str, list[Any]]]]:
+    """How it went, and what each function gave; the program may have put in what it liked."""
     calls = [{"args": case["args"], "files": case.get("files", {})} for case in cases]
-    return run_code(code, files=calls[0]["files"], calls=calls, seconds=_SECONDS)
-
-
-def _lines(report: str) -> Iterator[tuple[str, list[Any]]]:
-    """The report's whole lines; the program may have written into it what it liked."""
-    for line in report.splitlines():
-        row = _json(line)
-        if isinstance(row, dict) and isinstance(row.get("results"), list):
-            yield str(row.get("name"))[:40], row["results"]
+    outcome = run_code(code, files=calls[0]["files"], calls=calls, seconds=_SECONDS)
+    rows = (row for line in outcome.report.splitlines() if isinstance(row := _json(line), dict))
+    found = [(str(r.get("name"))[:40], r["results"]) for r in rows if "results" in r]
+    return outcome, [(name, results) for name, results in found if isinstance(results, list)]
 
 
 def _compared(result: Any, expected: Any) -> str:

@@ -27,9 +27,7 @@ class Prompt:
     good: str  # what a good answer contains
     why: str  # what the prompt is meant to show
     check: Mapping[str, Any] = field(repr=False)
-    article: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict, repr=False
-    )  # its verdicts
+    article: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)  # verdicts
     twin: str = ""  # of an unsafe request its harmless look-alike, and the other way round
 
     @property

@@ -9,19 +9,16 @@ gets a process, a folder and an environment of its own, and limits it cannot rai
 
 `Outcome.guards` lists what was in force for that run; notebook 05 shows what holds on which system.
 With Landlock and namespaces, Linux's kernel closes everything known: files elsewhere, all disk
-together (a small file system in memory, from which nothing is executed), network, Unix sockets,
-processes, memory. An older Linux keeps seccomp and limits; macOS only limits; Windows only time.
-What the kernel does not close is left to Python's audit hook (PEP 578), and SQLite is refused where
-its ATTACH could not be held. The hook stops a model's blunders and not an attacker, who can get
-round it from inside Python. Not covered anywhere: names and sizes of files elsewhere can be seen
-(`os.stat`), and a fault in the kernel is a way out. For code from people you do not trust, use a
-virtual machine.
+together, network, Unix sockets, processes, memory. An older Linux keeps seccomp and limits; macOS
+only limits; Windows only time. What the kernel does not close is left to Python's audit hook (PEP
+578), which stops a model's blunders and not an attacker; SQLite is refused where its ATTACH could
+not be held. Not covered anywhere: names and sizes of files elsewhere can be seen (`os.stat`), and a
+fault in the kernel is a way out. For code from people you do not trust, use a virtual machine.
 """
 
 import contextlib
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -73,41 +70,38 @@ def run_code(
         BaizeError: the sandbox itself could not be set up; the code was not run.
     """
     spec = {"code": code, "files": dict(files or {}), "calls": list(calls), "seconds": seconds}
-    with _desk() as desk, contextlib.ExitStack() as until_read:
-        folder = Path(desk) / "folder"
+    desk_of_ours = tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True)
+    with (
+        contextlib.suppress(RecursionError),  # a program may nest more folders than can be removed
+        desk_of_ours as desk,
+        contextlib.ExitStack() as at_end,
+    ):
+        folder, status = Path(desk, "folder"), None
         folder.mkdir()
         process = _start(desk)
         try:
             guards = _hand_over(process, spec | {"without": list(without)})
-            inside = until_read.enter_context(_looked_into(process, folder))
+            with contextlib.suppress(OSError):  # on Linux its folder may be a disk of its own
+                held = os.open(f"/proc/{process.pid}/cwd", os.O_RDONLY)
+                at_end.callback(os.close, held)
+                folder = Path(f"/proc/self/fd/{held}")
             process.stdin.close()  # only now does the code begin
-            code_of_exit = None
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code_of_exit = process.wait(seconds)
+                status = process.wait(seconds)
         finally:
             _kill_group(process)
-        out, err, report = (_text_of(Path(desk) / name) for name in ("out", "err", "report"))
-        shown = out[:_MAX_OUTPUT], err[-_MAX_OUTPUT:], dict(_texts_in(inside))
-    return Outcome(_ended(code_of_exit), *shown, report, guards)
-
-
-@contextlib.contextmanager
-def _desk() -> Iterator[str]:
-    """A temporary folder that goes again, also when a program nested too many folders in it."""
-    desk = tempfile.mkdtemp(prefix="sandbox-")
-    try:
-        yield desk
-    finally:
-        with contextlib.suppress(RecursionError):
-            shutil.rmtree(desk, ignore_errors=True)
+        out, err, report = (_text_of(Path(desk, name)) for name in ("out", "err", "report"))
+        shown = out[:_MAX_OUTPUT], err[-_MAX_OUTPUT:], dict(_texts_in(folder))
+        outcome = Outcome(_ended(status), *shown, report, guards)
+    return outcome
 
 
 def _start(desk: str) -> subprocess.Popen:
-    command = [sys.executable, "-I", "-S", "-B", "-X", "utf8"]
-    command += [str(Path(__file__).resolve().with_name("inside.py")), desk]
+    inside = Path(__file__).resolve().with_name("inside.py")
     windows = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if sys.platform == "win32" else {}
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(inside), desk],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=Path(desk) / "folder", env=windows, start_new_session=True,
     )  # fmt: skip
 
@@ -124,20 +118,6 @@ def _hand_over(process: subprocess.Popen, spec: dict[str, Any]) -> tuple[str, ..
             "use a Python that other users can read, or skip the code checks"
         )
     return tuple(json.loads(line))
-
-
-@contextlib.contextmanager
-def _looked_into(process: subprocess.Popen, folder: Path) -> Iterator[Path]:
-    """The program's folder as we can read it, also when it is a file system of its own."""
-    try:
-        descriptor = os.open(f"/proc/{process.pid}/cwd", os.O_RDONLY)
-    except OSError:  # not Linux
-        yield folder
-        return
-    try:
-        yield Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
 
 
 def _kill_group(process: subprocess.Popen) -> None:
