@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
@@ -29,13 +30,9 @@ __all__ = ["load_seeds", "clean", "mix"]
 
 
 def load_seeds(
-    source: str | Path | Iterable[Seed | str],
-    limit: int | None = None,
-    *,
-    column: str | None = None,
-    language: str | None = None,
-    near: float | None = None,
-) -> Seeds:
+    source: str | Path | Iterable[Seed | str], limit: int | None = None, *,
+    column: str | None = None, language: str | None = None, near: float | None = None,
+) -> Seeds:  # fmt: skip
     """Read, clean and keep the seeds of a source.
 
     Args:
@@ -82,21 +79,19 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     """`num` seeds drawn at random from several sources in the given shares, shuffled.
 
     The same arguments give the same seeds. A share is a part of the whole; they need not add to 1.
-    A question that two sources have in common comes once.
+    A question that two sources have in common comes once. A BaizeError names a share that is not
+    positive, or a source with too few seeds.
 
     >>> drawn = mix({"general": 0.5, "programming": 0.35, "medical": 0.15}, 20)
     >>> sum(seed.source == "baize-course/medical" for seed in drawn)
     3
-
-    Raises:
-        BaizeError: a share that is not positive, or a source with too few seeds.
     """
     if not shares or min(shares.values()) <= 0 or num < 1:
         raise BaizeError(
             f"a mix of {num} seeds from {shares!r:.200}: give shares > 0 by source, such as "
             "{'general': 0.5, 'medical': 0.5}, and a number > 0"
         )
-    drawn, seen = Seeds(), set()
+    drawn, taken = Seeds(), set()
     edges = [round(num * part / sum(shares.values())) for part in accumulate(shares.values())]
     for source, start, end in zip(shares, [0, *edges], edges, strict=False):
         count = end - start
@@ -104,15 +99,14 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
         loaded = load_seeds(source, 4 * count + 1000 if source.startswith("hf:") else None)
         pool = sorted(loaded, key=lambda s: s.id)
         random.Random(f"{seed}/{source}").shuffle(pool)
-        pool = {_fingerprint(s.text): s for s in pool}
-        new = [mark for mark in pool if mark not in seen][:count]
+        new = [s for s in pool if _fingerprint(s.text) not in taken][:count]
         if len(new) < count:
             raise BaizeError(
                 f"{source} has {len(new)} seeds and the mix needs {count}: "
                 "ask for fewer, give it a smaller share, or add a source"
             )
-        seen.update(new)
-        drawn += [pool[mark] for mark in new]
+        taken.update(_fingerprint(s.text) for s in new)
+        drawn += new
         drawn.dropped += loaded.dropped
         drawn.examples |= loaded.examples
         drawn.problems += loaded.problems
@@ -127,33 +121,27 @@ _BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
 _MARKUP = re.compile(  # not an entity that stands alone: people ask about those
     r"</\w+>|<\w+\s+\w+=|<br\s*/?>|\[/?math\]|\w&#?\w+;\w|&quot;.*&quot;"
 )
-_ANSWER = re.compile(
-    r"(answer|edit|update|a|答案?|回答|回复)\s*[:：]|谢谢|感谢|不客气|"
+_ANSWER = re.compile(  # and no question mark in it
+    r"(?!.*[?？])(?i:(answer|edit|update|a|答案?|回答|回复)\s*[:：]|谢谢|感谢|不客气|"
     r"(yes|no|sure|well|thanks|thank you)\b[,.! ]|"
-    r"(you (can|could|should|need)|try|here('s| is| are)|i think|it depends)\b",
-    re.IGNORECASE,
+    r"(you (can|could|should|need)|try|here('s| is| are)|i think|it depends)\b)"
 )
-_ASKS = re.compile("[?？]")
-
 
 # reason -> (text, language) -> bool: drop it?
-RULES: dict[str, Callable[[str, str], bool]] = {
-    "broken characters": lambda text, _: bool(_BROKEN.search(text)),
+RULES: dict[str, Callable[[str, str], Any]] = {
+    "broken characters": lambda text, _: _BROKEN.search(text),
     "too short (under 3 words)": lambda text, _: num_words(text) < 3,
     "too long (over 60 words)": lambda text, _: num_words(text) > 60 or len(text) > 600,
-    "markup": lambda text, _: bool(_MARKUP.search(text)),
+    "markup": lambda text, _: _MARKUP.search(text),
     "a link": lambda text, _: "http://" in text or "https://" in text,
-    "reads like an answer": lambda text, _: not _ASKS.search(text) and bool(_ANSWER.match(text)),
+    "reads like an answer": lambda text, _: _ANSWER.match(text),
     # a terse line of technical terms is in no language for sure, and stays
     "another language": lambda text, language: language_of(text) not in ("", language),
 }
 
 
 def _keep(seeds: Iterable[Seed], language: str, tally: Seeds) -> Iterator[Seed]:
-    """The seeds that pass all rules, tidied; those dropped go to `tally`.
-
-    Of what was kept only fingerprints stay in memory.
-    """
+    """The seeds that pass all rules, tidied; those dropped go to `tally`."""
     check_language(language)
     known: set[str] = set()
     for seed in seeds:

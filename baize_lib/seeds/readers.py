@@ -8,12 +8,10 @@ its broken part, whose place (file and line) is written down.
     seeds.problems     # ['Posts.xml:18223: not well-formed (invalid token): …']
 """
 
-import gzip
 import html
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
@@ -53,47 +51,42 @@ def read_source(source: str, tally: Seeds, column: str | None = None) -> Iterato
 
 
 def _read_path(path: Path, tally: Seeds, column: str | None) -> Iterator[Seed]:
-    for place, opened in _files(path, tally):
-        name = Path(place.removesuffix(".gz").rpartition("!")[2])
-        try:
-            with opened() as raw, gzip.open(raw) if place.endswith(".gz") else raw as file:
-                if name.suffix.lower() == ".xml":
-                    yield from _read_xml(file, place, tally, column or "Title")
-                elif name.suffix.lower() == ".txt":
-                    rows = ((f"{place}:{number}", line) for number, line in lines(file))
-                    yield from _from_records(rows, name.stem, tally, None)
-                else:
-                    yield from _from_records(records_of(file, place), name.stem, tally, column)
-        except (*READ_ERRORS, NotImplementedError) as error:  # what came before is kept
-            tally.broken(place, error)
+    """The seeds of every data file at `path`, in a folder or in a zip, each perhaps packed."""
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.implementations.zip import ZipFileSystem
 
-
-def _files(path: Path, tally: Seeds) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    """(name, how to open it) of every data file at `path`, in a folder or a zip; plain text (a
-    readme, a licence) only where there is nothing else."""
-    if path.is_dir():
-        for name in _readable(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()):
-            yield from _files(path / name, tally)
-    elif path.suffix.lower() == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for name in _readable(archive.namelist()):
-                    yield f"{path}!{name}", partial(archive.open, name)
-        except (*READ_ERRORS, zipfile.BadZipFile) as error:
-            tally.broken(str(path), error)
-    elif path.name.lower().removesuffix(".gz").endswith(ENDINGS):
-        yield str(path), partial(path.open, "rb")
-    else:
+    is_zip = path.suffix.lower() == ".zip"
+    try:
+        files = ZipFileSystem(str(path)) if is_zip else LocalFileSystem()
+    except (*READ_ERRORS, zipfile.BadZipFile) as error:
+        tally.broken(str(path), error)
+        return
+    names = [n for n in files.find("" if is_zip else str(path)) if not n.startswith("__MACOSX")]
+    names = [n for n in names if n.lower().removesuffix(".gz").endswith(ENDINGS)]
+    if not names and path.is_file() and not is_zip:
         raise BaizeError(
             f"{path}: seeds are read from {', '.join(ENDINGS)}, .zip, each but the last also as "
             ".gz: convert the file, or unpack it first if it is a .7z"
         )
+    # plain text, a readme or a licence, only where there is nothing else
+    for name in [n for n in names if ".txt" not in Path(n.lower()).suffixes] or names:
+        place = f"{path}!{name}" if is_zip else name
+        try:
+            with files.open(name, compression="infer") as file:
+                yield from _read_file(file, place, tally, column)
+        except (*READ_ERRORS, NotImplementedError) as error:  # what came before is kept
+            tally.broken(place, error)
 
 
-def _readable(names: Iterator[str]) -> list[str]:
-    known = [n for n in sorted(names) if n.lower().removesuffix(".gz").endswith(ENDINGS)]
-    known = [n for n in known if not n.startswith("__MACOSX")]
-    return [n for n in known if ".txt" not in Path(n.lower()).suffixes] or known
+def _read_file(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
+    name = Path(place.removesuffix(".gz").rpartition("!")[2])
+    if name.suffix.lower() == ".xml":
+        yield from _read_xml(file, place, tally, column or "Title")
+    elif name.suffix.lower() == ".txt":
+        rows = ((f"{place}:{number}", line) for number, line in lines(file))
+        yield from _from_records(rows, name.stem, tally, None)
+    else:
+        yield from _from_records(records_of(file, place), name.stem, tally, column)
 
 
 # ---- Records with named fields -------------------------------------------------------------------
@@ -107,13 +100,14 @@ def _from_records(
 ) -> Iterator[Seed]:
     """The seeds of records: texts, rows with a question, pages of the Stack Exchange API."""
     for number, (place, row) in enumerate(rows, start=1):
+        if isinstance(row, str):
+            row = {"text": row}
         if isinstance(row, Mapping) and isinstance(row.get("items"), list):
             items = ((f"{place} item {i}", item) for i, item in enumerate(row["items"], start=1))
             yield from _from_records(items, source, tally, column)
         elif isinstance(row, Mapping) and "error_message" in row:
             tally.broken(place, f"the API answered with an error: {row['error_message']}")
-        elif isinstance(row, Mapping | str):
-            row = {"text": row} if isinstance(row, str) else row
+        elif isinstance(row, Mapping):
             line = place.rpartition(":")[2]
             fields = {str(key).strip().lower(): value for key, value in row.items()}
             own = fields.get("id", fields.get("qid", line if line.isdigit() else number))
@@ -136,17 +130,17 @@ def _from_row(
         missing = repr(column) if column else "question, text or title"
         tally.broken(place, f"no field {missing} among {', '.join(fields)[:80]}: name it, column=…")
     for k, name in enumerate(columns, start=1):
-        text = fields.get(name)
+        text, called = fields.get(name), own
+        if len(columns) == 2:
+            called = str(fields.get(f"qid{k}") or f"{own}-{k}")
         if not isinstance(text, str):
             tally.broken(place, f"{name} is missing or not a text")
         elif "question_id" in fields and name == "title":  # the API's titles are HTML
-            named = f"stackexchange-{fields['question_id']}"
-            yield Seed(named, html.unescape(text), "stackexchange")
+            called = f"stackexchange-{fields['question_id']}"
+            yield Seed(called, html.unescape(text), "stackexchange")
         else:
-            of_pair = str(fields.get(f"qid{k}") or f"{own}-{k}")
-            named = of_pair if len(columns) == 2 else own
-            named = f"{source}-{named}" if named[:1].isdigit() else named
-            yield Seed(named, text, str(fields.get("source") or source))
+            called = f"{source}-{called}" if called[:1].isdigit() else called
+            yield Seed(called, text, str(fields.get("source") or source))
 
 
 # ---- Stack Exchange and MedQuAD (Ben Abacha & Demner-Fushman 2019, CC BY 4.0) --------------------
@@ -230,10 +224,9 @@ def _read_hub(name: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
     """Stream the train split of a data set on the hub, or of a local folder."""
     import datasets
 
-    options = MIRRORS.get(name, {"path": name})
-    if column:
-        options = {key: value for key, value in options.items() if key != "columns"}
-    last = ""
+    options, last = MIRRORS.get(name, {"path": name}), ""
+    if column and "columns" in options:
+        options = options | {"columns": [column]}
     try:
         data = datasets.load_dataset(**options, split="train", streaming=True)
         rows = ((f"hf:{name} row {i}", {"id": i} | row) for i, row in enumerate(data, start=1))
