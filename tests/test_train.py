@@ -76,12 +76,14 @@ def test_the_mask_covers_exactly_the_replies_and_their_end_tokens():
 
 
 def test_loss_on_all_learns_every_token_as_baize_v1_did():
-    row = encode(talk("Capital?", "Dodoma."), TOKENIZER, loss_on="all")
+    row = encode(talk("Capital?", "Dodoma."), TOKENIZER, replace(FAST, loss_on="all"))
     assert row.labels == row.input_ids
 
 
 def test_without_end_tokens_replies_are_learnt_as_baize_v1_learnt_them():
-    row = encode(talk("Capital?", "Dodoma.", "Sure?", "Yes."), TOKENIZER, end_token=False)
+    row = encode(
+        talk("Capital?", "Dodoma.", "Sure?", "Yes."), TOKENIZER, replace(FAST, end_token=False)
+    )
     learnt = [id for id, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
     assert TOKENIZER.decode(learnt) == " Dodoma. Yes."
     assert TOKENIZER.eos_token_id not in row.input_ids
@@ -91,7 +93,7 @@ def test_without_end_tokens_replies_are_learnt_as_baize_v1_learnt_them():
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.booleans())
 def test_what_a_model_is_asked_with_is_a_prefix_of_what_it_was_trained_on(turns, end_token):
     dialogue = talk(*(text for turn in turns for text in turn))
-    row = encode(dialogue, TOKENIZER, max_length=10_000, end_token=end_token)
+    row = encode(dialogue, TOKENIZER, replace(FAST, max_length=10_000, end_token=end_token))
     for end in range(1, len(dialogue.messages), 2):
         prompt = prompt_ids(dialogue.messages[:end], TOKENIZER, end_token=end_token)
         assert row.input_ids[: len(prompt)] == prompt
@@ -108,7 +110,7 @@ def test_an_end_token_typed_by_a_human_stays_text():
 
 def test_a_long_dialogue_is_cut_at_a_turn():
     short, long = talk("a", "b"), talk("a", "b", "c " * 300, "d")
-    row = encode(long, TOKENIZER, max_length=100)
+    row = encode(long, TOKENIZER, replace(FAST, max_length=100))
     assert row.input_ids == encode(short, TOKENIZER).input_ids
     assert row.num_cut == 1
 

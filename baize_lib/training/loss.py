@@ -111,9 +111,7 @@ def lane_tokens(micro_tokens: int, at_once: int) -> int:
     return micro_tokens if at_once == 1 else min(512, micro_tokens // at_once)
 
 
-def in_lanes(
-    work: Callable[[Batch], Any], batches: Iterable[Batch], at_once: int
-) -> Iterator[Any]:
+def in_lanes(work: Callable[[Batch], Any], batches: Iterable[Batch], at_once: int) -> Iterator[Any]:
     """What `work` makes of each batch, in an order that depends on nothing but the batches."""
     import torch
 

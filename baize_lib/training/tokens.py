@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["encode", "encode_all", "prompt_ids", "save_layout", "mask_html"]
 
 IGNORED = -100  # the label of a token that is read, not learnt
+_USUAL = TrainingSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +59,25 @@ class Encoded:
 
 
 def encode(
-    messages: Dialogue | Sequence[Message],
-    tokenizer: "Tokenizer",
-    max_length: int = 512,
-    loss_on: str = "replies",
-    language: str = "en",
-    end_token: bool = True,
+    said: Dialogue | Sequence[Message], tokenizer: "Tokenizer", settings: TrainingSettings = _USUAL
 ) -> Encoded:
     """Tokens and loss mask of one dialogue, cut to whole turns of at most `max_length` tokens.
 
     Each piece of `dialogue.pieces` is tokenised by itself, so the mask falls exactly between
-    tokens, and a prompt's tokens are always a prefix of the tokens trained on. The options are
-    those of `TrainingSettings`. A BaizeError where roles do not alternate or a reply is missing.
+    tokens, and a prompt's tokens are always a prefix of the tokens trained on. A BaizeError where
+    roles do not alternate or a reply is missing.
     """
+    loss_on, language = settings.loss_on, settings.language
     if tokenizer.eos_token_id is None:
         raise BaizeError("the tokenizer has no end token, so replies could not learn to stop")
     if loss_on not in ("replies", "all"):
         raise BaizeError(f"loss_on={loss_on!r} is unknown: use 'replies' or 'all'")
-    id, spoken = getattr(messages, "id", ""), getattr(messages, "messages", messages)
+    id, spoken = getattr(said, "id", ""), getattr(said, "messages", said)
     laid_out, ids = pieces(spoken, language=language), _start(tokenizer)
     labels = [IGNORED] * len(ids)
     for i in range(0, len(laid_out), 2):  # a question and its reply
-        parts = [_piece_ids(piece, tokenizer, end_token) for piece in laid_out[i : i + 2]]
-        if len(ids) + sum(map(len, parts)) > max_length:
+        parts = [_piece_ids(piece, tokenizer, settings.end_token) for piece in laid_out[i : i + 2]]
+        if len(ids) + sum(map(len, parts)) > settings.max_length:
             return Encoded(ids, labels, id, (len(laid_out) - i) // 2)
         for piece, part in zip(laid_out[i : i + 2], parts, strict=True):
             ids += part
@@ -95,11 +92,10 @@ def encode_all(
     in a BaizeError.
     """
     rows, reasons = [], Counter()
-    chosen = (settings.max_length, settings.loss_on, settings.language, settings.end_token)
     for number, dialogue in enumerate(dialogues, start=1):
         name = dialogue.id or str(number)
         try:
-            row = encode(dialogue, tokenizer, *chosen)
+            row = encode(dialogue, tokenizer, settings)
         except BaizeError as error:
             raise BaizeError(f"dialogue {name}: {error}") from error
         if not row.num_labels:
@@ -138,14 +134,11 @@ def micro_batches(rows: Sequence[Encoded], micro_tokens: int) -> Iterator[list[E
 
 
 def prompt_ids(
-    messages: Sequence[Message],
-    tokenizer: "Tokenizer",
-    language: str = "en",
-    end_token: bool = True,
+    said: Sequence[Message], tokenizer: "Tokenizer", language: str = "en", end_token: bool = True
 ) -> list[int]:
     """The tokens a model is asked with: those of training, up to the open assistant tag."""
     ids = _start(tokenizer)
-    for piece in pieces(messages, language=language, open_reply=True):
+    for piece in pieces(said, language=language, open_reply=True):
         ids += _piece_ids(piece, tokenizer, end_token)
     return ids
 
