@@ -1,8 +1,8 @@
 """The Batch API: the same calls at half the price, answered within a day, round by round.
 
 A `BatchTeacher` puts a call off: it notes it, holds its money and raises `Waiting`. `next_round()`
-sends all that is wanted, waits, and fills the table; then the same code runs again, finds what was
-answered, and gets to the next call. `collect` goes through the rounds by itself:
+sends all that wait and fills the table; then the same code runs again, finds what was answered,
+and gets to the next call. `collect` goes through the rounds by itself:
 
     teacher = BatchTeacher("gpt-4.1-nano", calls=Calls(run.calls_file, budget=5))
     receipt = await collect(seeds, teacher, SelfChatSettings(), run.self_chat)
@@ -130,17 +130,12 @@ class BatchTeacher(Teacher):
         """Ask for each batch (id -> tag) now and then; take in its answers once it has ended."""
         from tqdm import tqdm
 
-        with tqdm(total=len(names), unit="batch", disable=not names) as bar:
-            while names:
-                for name in list(names):
-                    batch = await self.request("batches.retrieve", name)
-                    if rows := batch.request_counts:
-                        bar.set_description(f"{batch.status}, {rows.completed} of {rows.total}")
-                    if batch.status in ENDED:
-                        await self._ingest(batch, names.pop(name))
-                        bar.update()
-                if names:
-                    await asyncio.sleep(self._poll_seconds)
+        for name, tag in (bar := tqdm(names.items(), unit="batch", disable=not names)):
+            while (batch := await self.request("batches.retrieve", name)).status not in ENDED:
+                if rows := batch.request_counts:
+                    bar.set_description(f"{batch.status}, {rows.completed} of {rows.total}")
+                await asyncio.sleep(self._poll_seconds)
+            await self._ingest(batch, tag)
 
     async def _ingest(self, batch: Any, tag: str) -> None:
         """Put every row's outcome into the table, once, and forget the batch."""

@@ -47,11 +47,10 @@ def local_teacher(
     """A model of `models.weights`, or a GGUF file, as a teacher on this machine.
 
     The engine runs in this process, once for the same arguments, and ends with it. The same call
-    with the same seed gives the same text when it is alone; among others, rounding may part the
-    ways.
+    with the same seed gives the same text when alone; among others, rounding may part the ways.
 
     Args:
-        name: a key of `MODELS` or the path of a GGUF file; it is fetched if it is not here yet.
+        name: a key of `MODELS`, which is fetched if it is not here yet, or a path.
         slots: calls answered at the same time; more wait. None takes what was measured best.
         context: tokens a dialogue may have, prompt and reply.
         engine: "openvino" or "llama.cpp"; None takes the faster one that this machine has.
