@@ -110,13 +110,11 @@ def follows_up(spec: Mapping[str, Any], replies: Sequence[str]) -> Found:
     It may lean on what earlier turns imported. A case: {"args", "returns"} or {"args",
     "writes_json": the data}, with "files".
     """
-    cases = spec["cases"]
-    called = _writes if "writes_json" in cases[0] else _returns
     earlier = "\n".join(code for reply in replies[:-1] for code in programs_in(reply)[:1])
     imported = re.findall(r"(?m)^(?:import [\w., ]+|from \w+ import [\w., ]+)$", earlier)
     programs = programs_in(replies[-1])
     programs = [code if "__future__" in code else "\n".join([*imported, code]) for code in programs]
-    return _best(programs, lambda code: called(cases, code))
+    return _best(programs, lambda code: _defines(spec["cases"], code))
 
 
 def _best(programs: Sequence[str], tried: Callable[[str], Found]) -> Found:
@@ -184,61 +182,43 @@ def _how_it_ended(outcome: Outcome) -> Found:
     return ("look", f"wants another folder: {last[-60:]}") if elsewhere else ("bad", last)
 
 
-def _returns(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
+def _defines(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
     """The best of its functions: all of them are called with all cases, in one process."""
-    outcome, called = _call(code, cases)
-    found: list[Found] = []
-    for name, results in called:
-        if len(results) != len(cases):  # no trial wrote that line
-            continue
-        pairs = zip(results, cases, strict=True)
-        grade = min((_compared(r, c["returns"]) for r, c in pairs), key=lambda g: _rank((g, "")))
-        seen = {"good": "works", "partly": "gives the right items as another type"}
-        found.append((grade, f"{name}() {seen.get(grade, 'does not give what is right')}"))
-    return max(found, key=_rank) if found else _no_function(outcome)
-
-
-def _writes(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
-    """A function that saves the data it is given; each case has a process of its own."""
-    for case in cases:
-        outcome, called = _call(code, [case])
-        if not called:
-            return _no_function(outcome)
-        wrote = [_json(text) for text in outcome.files.values()]
-        if case["writes_json"] not in wrote:
-            grade = "partly" if any(wrote) else "bad"
-            return grade, f"{called[0][0]}() does not save the data it is given"
-    return "good", f"{called[0][0]}() works"
-
-
-def _no_function(outcome: Outcome) -> Found:
-    return ("bad", "no function") if outcome.ended == "ok" else _how_it_ended(outcome)
-
-
-def _call(
-    code: str, cases: Sequence[Mapping[str, Any]]
-) -> tuple[Outcome, list[tuple[str, list[Any]]]]:
-    """How it went, and what each function gave; the program may have put in what it liked."""
     calls = [{"args": case["args"], "files": case.get("files", {})} for case in cases]
     outcome = run_code(code, files=calls[0]["files"], calls=calls, seconds=_SECONDS)
-    rows = (row for line in outcome.report.splitlines() if isinstance(row := _json(line), dict))
-    found = [(str(r.get("name"))[:40], r["results"]) for r in rows if "results" in r]
-    return outcome, [(name, results) for name, results in found if isinstance(results, list)]
+    wrote = [data for text in outcome.files.values() if (data := _json(text))]
+    found: list[Found] = []
+    for line in outcome.report.splitlines():  # the program may have written into it what it liked
+        row = _json(line)
+        results = row.get("results") if isinstance(row, dict) else None
+        if isinstance(results, list) and len(results) == len(cases):
+            pairs = zip(results, cases, strict=True)
+            grade, seen = min((_compared(*pair, wrote) for pair in pairs), key=_rank)
+            found.append((grade, f"{str(row.get('name'))[:40]}() {seen}"))
+    if found or outcome.ended != "ok":
+        return max(found, key=_rank) if found else _how_it_ended(outcome)
+    return "bad", "no function"
 
 
-def _compared(result: Any, expected: Any) -> str:
-    """One result as `trial.py` reports it, beside what is right."""
+def _compared(result: Any, case: Mapping[str, Any], wrote: Sequence[Any]) -> Found:
+    """One result as `trial.py` reports it, or what the files hold, beside what is right."""
+    if "writes_json" in case:
+        if case["writes_json"] in wrote:
+            return "good", "works"
+        return ("partly" if wrote else "bad"), "does not save the data it is given"
+    wrong, expected = ("bad", "does not give what is right"), case["returns"]
     if not isinstance(result, dict) or "value" not in result:
-        return "bad"
+        return wrong
     value = result["value"]
     if isinstance(expected, float) or isinstance(value, float):
         numbers = all(type(each) in (int, float) for each in (value, expected))
         near = numbers and math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-3)
-        return "good" if near else "bad"
+        return ("good", "works") if near else wrong
     if type(value) is not type(expected) or value != expected:
-        return "bad"
+        return wrong
     plain = ("NoneType", "bool", "int", "str", "list", "dict")
-    return "good" if result.get("kind") in plain else "partly"
+    same = result.get("kind") in plain
+    return ("good", "works") if same else ("partly", "gives the right items as another type")
 
 
 def _json(text: str) -> Any:

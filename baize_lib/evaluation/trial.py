@@ -26,7 +26,6 @@ def report(names, calls, descriptor):
                 result_of(function, json.loads(text), order, call.get("files", {}))
                 for text, call in zip(texts, calls, strict=True)
             ]
-            put_aside()
             line = {"name": str(getattr(function, "__name__", "?"))[:40], "results": results}
             write(descriptor, dump(line).encode("utf-8", "replace") + b"\n")
 
@@ -73,6 +72,8 @@ def result_of(function, args, order, files):
         return {"kind": type(value).__name__, "value": plain(value)}
     except BaseException as error:  # noqa: BLE001 - SystemExit too: it ends the call, not the trial
         return {"raised": type(error).__name__}
+    finally:
+        put_aside()
 
 
 def plain(value, depth=0):
