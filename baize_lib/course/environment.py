@@ -8,7 +8,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from baize_lib.config import BaizeError, cache_dir
@@ -56,69 +58,52 @@ class EnvironmentReport:
 def check_environment(tier: Tier | str | None = None, *, brief: bool = False) -> EnvironmentReport:
     """Check Python, packages, key, memory, disk and GPU for a tier (None: the current one)."""
     tier = tier if isinstance(tier, Tier) else current_tier(tier)
+    checks = [Check("Python", True, platform.python_version())]
     is_local = tier.teacher in MODELS or tier.teacher.endswith(".gguf")
-    checks = [
-        Check("Python", True, platform.python_version()), *map(_check_package, PACKAGES),
-        _check_package("xllamacpp") if is_local else _check_key(tier),
-        _check_memory(tier), _check_disk(tier), _check_gpu(tier),
-    ]  # fmt: skip
-    return EnvironmentReport(checks, brief)
+    for name in (*PACKAGES, "xllamacpp") if is_local else PACKAGES:
+        try:
+            checks.append(Check(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            fix = "in the clone: make course, or pip install -c constraints.txt -e '.[lab]'"
+            checks.append(Check(name, False, "not installed", fix))
+    if not is_local:
+        own_server = bool(os.environ.get("OPENAI_BASE_URL"))  # it may do without a key
+        fix = "set it in the environment or in Colab's secrets, or use BAIZE_TIER=laptop"
+        try:
+            found = "set" if find_key(needed=False) else "not set"
+        except BaizeError as error:
+            found, own_server, fix = "not a key", False, str(error)
+        told = f"{found} (teacher {tier.teacher})"
+        checks.append(Check("OPENAI_API_KEY", found == "set" or own_server, told, fix))
+    return EnvironmentReport([*checks, *_machine(tier)], brief)
 
 
-def _check_package(name: str) -> Check:
-    try:
-        return Check(name, True, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        fix = "in the clone: make course, or pip install -c constraints.txt -e '.[lab]'"
-        return Check(name, False, "not installed", fix)
-
-
-def _check_key(tier: Tier) -> Check:
-    try:
-        found = "set" if find_key(needed=False) else "not set"
-    except BaizeError as error:
-        return Check("OPENAI_API_KEY", False, "not a key", str(error))
-    own_server = bool(os.environ.get("OPENAI_BASE_URL"))  # it may do without a key
-    return Check(
-        "OPENAI_API_KEY", found == "set" or own_server, f"{found} (teacher {tier.teacher})",
-        "set it in the environment or in Colab's secrets, or use BAIZE_TIER=laptop",
-    )  # fmt: skip
-
-
-def _check_memory(tier: Tier) -> Check:
+def _machine(tier: Tier) -> Iterator[Check]:
+    """Its memory, its GPU, and room for the models that are not here yet, the student twice."""
     import psutil
 
-    total, needed = psutil.virtual_memory().total / 1e9, min(tier.gigabytes, 4)
-    return Check(
-        "memory", total >= 0.9 * needed, f"{total:.0f} GB, {os.cpu_count()} cores",
-        f"tier {tier.name} needs about {needed:g} GB: close programs, or use BAIZE_TIER=ci",
-    )  # fmt: skip
+    memory, needed = psutil.virtual_memory().total / 1e9, min(tier.gigabytes, 4)
+    found = f"{memory:.0f} GB, {os.cpu_count()} cores"
+    fix = f"tier {tier.name} needs about {needed:g} GB: close programs, or use BAIZE_TIER=ci"
+    yield Check("memory", memory >= 0.9 * needed, found, fix)
 
-
-def _check_disk(tier: Tier) -> Check:
-    """Room for the models that are not here yet, and for the student in the form of training."""
     models = [MODELS[name] for name in {tier.teacher, tier.student} & MODELS.keys()]
     missing = [model for model in models if not (cache_dir() / model.file).is_file()]
     needed = 1.2 * sum(model.num_bytes for model in missing) / 1e9
     if (student := MODELS.get(tier.student)) and not student.folder.is_dir():
-        needed += 6 * student.num_bytes / 1e9
+        needed += 6 * student.num_bytes / 1e9  # in the form of training
     folder = next(path for path in (cache_dir(), *cache_dir().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
-    return Check(
-        "disk for models", free >= needed, f"{free:.0f} GB free, {needed:.1f} needed",
-        "free some space, or set BAIZE_CACHE to another disk",
-    )  # fmt: skip
+    fix = "free some space, or set BAIZE_CACHE to another disk"
+    yield Check("disk for models", free >= needed, f"{free:.0f} GB free, {needed:.1f} needed", fix)
 
+    if find_spec("torch"):
+        from torch import cuda
 
-def _check_gpu(tier: Tier) -> Check:
-    import torch
-
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        return Check("GPU", True, f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB")
-    wanted = tier.gigabytes > 6
-    return Check(
-        "GPU", not wanted, "none" if wanted else "none (not needed)",
-        f"tier {tier.name} needs a GPU with {tier.gigabytes:g} GB: in Colab choose Runtime > "
-        "Change runtime type, or use BAIZE_TIER=laptop",
-    )  # fmt: skip
+        wanted, found = tier.gigabytes > 6, "none (not needed)"
+        if cuda.is_available():
+            gpu, wanted = cuda.get_device_properties(0), False
+            found = f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB"
+        fix = f"tier {tier.name} needs a GPU with {tier.gigabytes:g} GB: in Colab choose Runtime > "
+        fix += "Change runtime type, or use BAIZE_TIER=laptop"
+        yield Check("GPU", not wanted, "none" if wanted else found, fix)

@@ -57,10 +57,23 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def facts(run: Run) -> dict[str, Any]:
-    """What the files of a run say; a step that has not run leaves None, or nothing."""
-    tier = _read(run.path / "run.json").get("tier", {})
-    corpus, adapter = _read(run.corpus_dir / "card.json"), _read(run.adapter_dir / "baize_run.json")
+    """What the files of a run say, with their SHA-256; a step not run leaves None, or nothing.
+
+    Of the table of calls the hash is that of its rows.
+    """
+    cards = run.path / "run.json", run.corpus_dir / "card.json", run.adapter_dir / "baize_run.json"
+    started, corpus, adapter = (
+        json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {} for card in cards
+    )
+    files = (*cards, run.self_chat, run.train_file, run.validation_file, run.answers_file,
+             run.adapter_dir / "adapter_model.safetensors")  # fmt: skip
+    hashes = {f.relative_to(run.path).as_posix(): sha256_of(f) for f in files if f.is_file()}
+    tier = started.get("tier", {})
     made = read_dialogues(run.self_chat, statuses=None) if run.self_chat.is_file() else ()
     statuses = [dialogue.status for dialogue in made]
     prompts = load_prompts(origin="article")
@@ -81,29 +94,9 @@ def facts(run: Run) -> dict[str, Any]:
         "trained": {name: adapter.get(name) for name in trained},
         "verdicts on the article's questions": verdicts,
         "exercises": passed_exercises(run),
-        "files": dict(_hashes(run)),
+        "files": hashes | {run.calls_file.name: _hash(_rows(run, _CALLS))},
     }  # fmt: skip
     return json.loads(json.dumps(found))
-
-
-def _hashes(run: Run) -> Iterator[tuple[str, str]]:
-    """(file, SHA-256) of what the facts are read from; of the table of calls, that of its rows."""
-    for path in (
-        run.path / "run.json", run.self_chat, run.train_file, run.validation_file,
-        run.corpus_dir / "card.json", run.adapter_dir / "adapter_model.safetensors",
-        run.adapter_dir / "baize_run.json", run.answers_file,
-    ):  # fmt: skip
-        if path.is_file():
-            yield path.relative_to(run.path).as_posix(), sha256_of(path)
-    yield run.calls_file.name, _hash(_rows(run, _CALLS))
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_receipt(run: Run, out: Path | None = None, seconds: float | None = None) -> str:
@@ -141,11 +134,7 @@ def _told(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
         told = "– (nothing held out)" if None in losses else "{:.3f} before, {:.3f} after"
         yield "held-out loss", told.format(*losses)
         yield "adapter", os.path.relpath(run.adapter_dir)
-    yield "exercises", _exercises(found)
-
-
-def _exercises(found: Mapping[str, Any]) -> str:
-    return f"{len(found['exercises'])} passed {' '.join(found['exercises'])}".strip()
+    yield "exercises", f"{len(found['exercises'])} passed {' '.join(found['exercises'])}".strip()
 
 
 def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
@@ -174,7 +163,8 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
              "05": card["verdicts on the article's questions"]}  # fmt: skip
     if missing := [number for number, done in steps.items() if not done]:
         raise BaizeError(f"{path} is true to its run, but notebook {missing[0]} has not run there")
-    return f"{path} agrees with {run.path}; exercises: {_exercises(card)} ({written[:12]})"
+    passed = dict(_told(card, run))["exercises"]
+    return f"{path} agrees with {run.path}; exercises: {passed} ({written[:12]})"
 
 
 def _flat(card: Mapping[str, Any]) -> dict[str, Any]:

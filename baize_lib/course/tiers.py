@@ -99,25 +99,19 @@ def current_tier(name: str | None = None) -> Tier:
     if student := dial("BAIZE_STUDENT"):
         tier = replace(tier, student=student, precision="auto")
     if price := dial("BAIZE_TEACHER_PRICE"):
-        tier = replace(tier, price=_price(tier.teacher, price))
+        parts = re.fullmatch(r"\s*\$?(\d{0,6}\.?\d+)\s*/\s*\$?(\d{0,6}\.?\d+)\s*", price)
+        if not parts:
+            raise BaizeError(
+                f"BAIZE_TEACHER_PRICE={price!r} is not a price: give USD per million tokens of "
+                "input and output, for example 0.10/0.40 (0/0 for a server of your own)"
+            )
+        usd = map(float, parts.groups())
+        tier = replace(tier, price=Price(tier.teacher, *usd, source="BAIZE_TEACHER_PRICE"))
     if calls := dial("BAIZE_MAX_CALLS"):
         if not calls.isdecimal() or int(calls) < 1:
             raise BaizeError(f"BAIZE_MAX_CALLS={calls!r}: give a whole number, 1 or more")
         tier = replace(tier, max_calls=int(calls))
     return tier
-
-
-def _price(model: str, text: str) -> Price:
-    try:
-        given, said = (float(part.strip().lstrip("$")) for part in text.split("/"))
-        if not (0 <= given < 1e6 and 0 <= said < 1e6):
-            raise ValueError("out of range")
-    except ValueError as error:
-        raise BaizeError(
-            f"BAIZE_TEACHER_PRICE={text!r} is not a price: give USD per million tokens of input "
-            "and output, for example 0.10/0.40 (0/0 for a server of your own)"
-        ) from error
-    return Price(model, given, said, source="BAIZE_TEACHER_PRICE")
 
 
 def run_folder(tier: Tier, name: str | None = None) -> Path:
