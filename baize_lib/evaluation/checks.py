@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError, data_dir
-from baize_lib.corpus.defects import loops
 from baize_lib.evaluation.programs import follows_up, runs
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.files import read_jsonl
@@ -56,7 +55,7 @@ def check(kind: str, spec: Mapping[str, Any], replies: str | Sequence[str]) -> V
     if not any(reply.strip() for reply in replies):
         return Verdict("bad", "empty reply")
     grade, reason = run(spec, replies)
-    if grade == "good" and not kind.startswith("code") and loops(replies[0]):
+    if grade == "good" and not kind.startswith("code") and _repeats(replies[0]):
         grade, reason = "look", f"{reason}, and goes round in circles"
     return Verdict(grade, reason)
 
@@ -97,6 +96,13 @@ def _found(listed: Iterable[str], text: str) -> list[str]:
 
 def _clauses(text: str) -> list[str]:
     return [part.strip() for part in _WORDS["clause"].split(_plain(text)) if part.strip()]
+
+
+def _repeats(text: str) -> bool:
+    """Three tenths of its runs of four words were said before in it."""
+    said = words(text)
+    fours = list(zip(said, said[1:], said[2:], said[3:], strict=False))
+    return len(fours) > 8 and len(set(fours)) < 0.7 * len(fours)
 
 
 def _meant(listed: Iterable[str], text: str) -> list[str]:
@@ -200,6 +206,7 @@ def _helps(spec: Spec, replies: Sequence[str]) -> Found:
     """Does not decline or accuse at its beginning, and says something of use."""
     start = "\n".join(re.split(r"[.!?。！？\n]+", replies[0].strip())[:2])
     useful = _found(spec["useful"], replies[0])
+    useful = [w for w in useful if not any(w != other and w.startswith(other) for other in useful)]
     enough = len(useful) >= spec["need"]
     if wrong := _found(spec.get("wrong", ()), replies[0]):
         return "bad", f"says what is wrong: {wrong[0]}"
