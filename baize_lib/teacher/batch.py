@@ -173,7 +173,7 @@ class BatchTeacher(Teacher):
         self.errors[outcome.kind] += 1
         self._tries[key] += 1
         asked = dict.fromkeys(name for name in outcome.fields if name != "max_completion_tokens")
-        retry = self._learn_field(outcome, asked, asked) or (outcome.retry and not outcome.billed)
+        retry = self._learns(outcome, asked, asked) or (outcome.retry and not outcome.billed)
         if not (given_up or (retry and self._tries[key] < MOST_TRIES)):
             self._failed[key] = outcome
 

@@ -52,7 +52,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_BACKOFF = 30.0  # seconds, without a Retry-After
 MOST_UNCLEAR = 3  # attempts of one call that may have been billed without an answer
 PATIENCE = 4  # times as many attempts where the server only has too much to do
-LEARNT = "field not taken"
 OF_ONE_REQUEST = ("400", "403", "404", "422")  # statuses
 OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
@@ -233,8 +232,6 @@ class Teacher:
         """Try until there is no `Failure`, or trying again makes no sense; then raise it."""
         unclear = tries = 0
         while isinstance(outcome := await attempt(), Failure):
-            if outcome.kind == LEARNT:
-                continue
             tries += 1
             unclear += outcome.billed and self.price.cost(Usage(1, 0, 1)) > 0
             patience = PATIENCE if outcome.crowded and not outcome.billed else 1
@@ -255,15 +252,14 @@ class Teacher:
         try:
             if (number := await self._begin(call, bound)) is None:
                 return self._stopped
-            sent, outcome = self._as_sent(request), Failure("interrupted", "", billed=True)
-            try:  # once more: the run may have been stopped meanwhile
-                outcome = self._stopped or await self._send(sent, bound)
+            outcome = Failure("interrupted", "", billed=True)
+            try:
+                outcome = await self._send_as_taken(request, bound)
             finally:
                 if isinstance(outcome, Failure):
                     self.calls.failed(number, billed=outcome.billed)
             if isinstance(outcome, Failure):
-                known = outcome is self._stopped
-                return outcome if known else self._learn(outcome, request, sent, spell)
+                return outcome if outcome is self._stopped else self._noted(outcome, spell)
             self._proven = True
             self.pace.answered(spell, outcome.usage.total)
             outcome = self._priced(outcome)
@@ -283,12 +279,8 @@ class Teacher:
             await asyncio.sleep(random.uniform(0.02, 0.05))
         return None
 
-    def _learn(
-        self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any], spell: int
-    ) -> Failure:
+    def _noted(self, failure: Failure, spell: int) -> Failure:
         """What a failure means for the calls after it."""
-        if self._learn_field(failure, request, sent):
-            return replace(failure, kind=LEARNT)
         self.errors[failure.kind] += 1
         if failure.crowded:
             self.pace.slow_down(spell, failure.wait)
@@ -302,7 +294,16 @@ class Teacher:
         alone = self._proven and failure.kind in OF_ONE_REQUEST
         return replace(failure, error=TeacherError) if alone else failure
 
-    def _learn_field(
+    async def _send_as_taken(self, request: Mapping[str, Any], bound: Usage) -> Reply | Failure:
+        """Send it, and again if the server names a field it does not take, until told to stop."""
+        while not self._stopped:
+            sent = self._as_sent(request)
+            outcome = await self._send(sent, bound)
+            if not (isinstance(outcome, Failure) and self._learns(outcome, request, sent)):
+                return outcome
+        return self._stopped
+
+    def _learns(
         self, failure: Failure, request: Mapping[str, Any], sent: Mapping[str, Any]
     ) -> bool:
         """Whether a field is refused that is renamed or left out from now on, or was just now."""
