@@ -10,7 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["BaizeError", "Run", "data_dir", "runs_dir", "cache_dir"]
+__all__ = ["BaizeError", "Run", "data_dir"]
 
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -16,6 +16,7 @@ The conversation between human and AI assistant.
 [|AI|] Two small matrices.</s>
 """
 
+import contextlib
 import json
 import re
 import tomllib
@@ -28,8 +29,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 
 __all__ = [
-    "Message", "Dialogue", "Piece", "HEADER", "HUMAN_TAG", "AI_TAG", "TEMPLATE", "LANGUAGES",
-    "check_language", "as_messages", "pieces", "render", "fenced", "without_thoughts", "tagged",
+    "Message", "Dialogue", "HEADER", "pieces", "render", "fenced", "without_thoughts",
     "parse_transcript",
 ]  # fmt: skip
 
@@ -96,15 +96,11 @@ def as_messages(said: "str | Sequence[Message | Mapping[str, str]]") -> list[Mes
     True
     """
     rows = [Message("user", said)] if isinstance(said, str) else said
-    try:
+    with contextlib.suppress(KeyError, TypeError):
         messages = [m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in rows]
-        if not all(isinstance(m.content, str) for m in messages):
-            raise TypeError
-    except (KeyError, TypeError) as error:
-        raise BaizeError(
-            f"a question is a text or a list of Message(role, content), not {said!r:.60}"
-        ) from error
-    return messages
+        if all(isinstance(m.content, str) for m in messages):
+            return messages
+    raise BaizeError(f"a question is a text or a list of Message(role, content), not {said!r:.60}")
 
 
 def pieces(
@@ -114,10 +110,8 @@ def pieces(
 
     A reply's piece starts with the space after its tag and ends with `eos`, the tokenizer's end
     token: the model learns to stop. (Baize v1 wrote none, so it had to be stopped from outside.)
-
-    Args:
-        messages: alternating user and assistant; a leading system message replaces the header.
-        open_reply: the last message is the user's: end on an open tag, for a model to continue.
+    Messages alternate; a leading system message replaces the header. With `open_reply` the last is
+    the user's, and the text ends on an open tag for a model to continue.
     """
     header, messages = HEADER[check_language(language)], as_messages(messages)
     if messages and messages[0].role == "system":
@@ -278,21 +272,24 @@ class Transcript:
 def parse_transcript(text: str) -> Transcript:
     """Read a transcript with `[Human]` / `[AI]` tags, or in another layout. Never raises.
 
-    A tag counts only at the start of a line outside fenced code. A question without a reply is
-    not kept. What was not asked for is read and named: other tags ("Human:", "**[User]**",
-    "用户："), a fence around all, thoughts, JSON instead of lines.
+    A tag counts only at the start of a line outside fenced code. A question without a reply is not
+    kept. What was not asked for is read and named: other tags, a fence around all, thoughts, JSON.
 
     >>> parse_transcript("[Human] Hi\\n[AI] Hello.\\n[Human] And").defects
     ('unanswered question',)
     """
     defects: list[str] = []
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff")).strip()
     text = _MARKS["model_tag"].sub(r"[\1] ", text)
     unthought = _unthought(text, before_a_tag=True)
     said = [*_runs(_unwrapped(unthought, defects), defects)]
-    if not any(role for role, _ in said) and (turns := _json_turns(unthought)):
-        said = turns
-        defects.append("JSON")
+    if not any(role for role, _ in said):
+        turns = [
+            (tagged(f"{m['who'] or m['name']}:"), m) for m in _MARKS["json"].finditer(unthought)
+        ]
+        turns = [(tag.role, json.loads(m["words"], strict=False)) for tag, m in turns if tag]
+        said = turns or said
+        defects += ["JSON"] if turns else []
     spoken: list[tuple[str, str]] = []  # (role, words)
     for role, content in said:
         words = without_thoughts(content)
@@ -363,14 +360,6 @@ def _runs(text: str, defects: list[str]) -> Iterator[tuple[str, str]]:
             while trail := _MARKS["trail"].search(words, max(0, len(words) - 80)):
                 words = words[: trail.start()].rstrip()
         yield tag.role if tag else "", words.strip()
-
-
-def _json_turns(text: str) -> list[tuple[str, str]]:
-    """(role, words) of every turn of a transcript in JSON, whole or cut off."""
-    read = [
-        (tagged(f"{m['who'] or m['name']}:"), m["words"]) for m in _MARKS["json"].finditer(text)
-    ]
-    return [(tag.role, json.loads(words, strict=False)) for tag, words in read if tag]
 
 
 def _exchanges(spoken: list[tuple[str, str]], defects: list[str]) -> list[tuple[str, str]]:

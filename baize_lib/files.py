@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from baize_lib.config import BaizeError
 
-__all__ = ["write_atomic", "write_jsonl", "read_jsonl", "repair_tail", "sha256_of", "text_hash"]
+__all__ = ["write_atomic", "write_jsonl", "read_jsonl", "sha256_of"]
 
 
 @contextlib.contextmanager
@@ -90,16 +90,15 @@ def repair_tail(path: Path) -> None:
     """Mend the last line of a JSONL file that a crash tore: end it if it is whole, else cut it."""
     if not path.exists() or not path.stat().st_size:
         return
-    with path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start = content.rfind(b"\n") + 1
-            torn = content[start:]
-        try:
-            json.loads(torn)
-        except ValueError:
-            file.truncate(start)
-        else:
-            file.seek(0, os.SEEK_END)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.rfind(b"\n") + 1
+        torn = content[start:]
+    try:
+        json.loads(torn)
+    except ValueError:
+        os.truncate(path, start)
+    else:
+        with path.open("ab") as file:
             file.write(b"\n")
 
 

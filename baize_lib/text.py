@@ -19,8 +19,8 @@ from baize_lib.config import BaizeError
 from baize_lib.dialogue import fenced
 
 __all__ = [
-    "words", "content_words", "same_question", "shares_a_word", "prose", "language_of",
-    "declines", "jaccard", "near_duplicates",
+    "words", "content_words", "shares_a_word", "language_of", "declines", "jaccard",
+    "near_duplicates",
 ]  # fmt: skip
 
 _HAN = "\u3400-\u9fff\uf900-\ufaff"
@@ -77,9 +77,8 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether two questions share three quarters of their content words, cut to four letters.
-
-    And do not ask with different question words: why is not when.
+    """Whether two questions share three quarters of their content words, cut to four letters,
+    and do not ask with different question words: why is not when.
 
     >>> same_question("How do I sort a list?", "how do you sort the lists")
     True
@@ -189,12 +188,10 @@ def near_duplicates(
     """Groups of indices of texts that are nearly the same; `group[1:]` of each is what to drop.
 
     Every member is alike to the first by two measures, both at least `threshold`: `jaccard`, and
-    the same with runs that more than ten texts have counting less, the more have them. So "What is
-    the dosage of A?" is not the same as that of B, where a thousand ask for a dosage. For single
-    sentences use `width=1`: one changed word breaks three runs of three.
-
-    Exact, and quick: two texts as alike as that share one of their rarest runs, so only texts
-    that do are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
+    the same with runs that more than ten texts have counting less, the more have them: a form of
+    question that a thousand share says little. For single sentences use `width=1`, since one
+    changed word breaks three runs of three. Exact, and quick: two such texts share one of their
+    rarest runs, so only those are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
     """
     if not 0 < threshold <= 1 or width < 1:
         raise BaizeError(

@@ -81,7 +81,7 @@ def _read_path(path: Path, tally: Seeds, column: str | None) -> Iterator[Seed]:
 def _read_file(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
     name = Path(place.removesuffix(".gz").rpartition("!")[2])
     if name.suffix.lower() == ".xml":
-        yield from _read_xml(file, place, tally, column or "Title")
+        yield from _read_xml(file, place, tally, column)
     elif name.suffix.lower() == ".txt":
         rows = ((f"{place}:{number}", line) for number, line in lines(file))
         yield from _from_records(rows, name.stem, tally, None)
@@ -149,39 +149,33 @@ _ROW = re.compile(r"<row\s[^<]*")  # "<" cannot stand inside an attribute
 _IS_QUESTION = re.compile(r"""PostTypeId\s*=\s*["']1["']""")
 
 
-def _read_xml(file: IO[bytes], place: str, tally: Seeds, attribute: str) -> Iterator[Seed]:
+def _read_xml(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
     """A Stack Exchange dump if the first element says so, otherwise MedQuAD."""
     root = re.search(rb"<\s*([A-Za-z]\w*)", file.read(4096))
     file.seek(0)
-    if not root or root[1] not in (b"posts", b"row"):
+    if root and root[1] in (b"posts", b"row"):
+        yield from _from_records(_posts(file, place), "stackexchange", tally, column)
+    else:
         yield from _read_medquad(file, place, tally)
-        return
-    for number, line in lines(file):
-        if isinstance(line, ValueError):
-            tally.broken(f"{place}:{number}", line)
-        else:
-            yield from _read_posts(line, f"{place}:{number}", tally, attribute)
 
 
-def _read_posts(line: str, place: str, tally: Seeds, attribute: str) -> Iterator[Seed]:
-    """The questions of a line `<row Id="4" PostTypeId="1" Title="…" Body="…" />`.
+def _posts(file: IO[bytes], place: str) -> Iterator[tuple[str, Any]]:
+    """The rows `<row Id="4" PostTypeId="1" Title="…" Body="…" />` of a dump as records.
 
     Only questions are parsed, each by itself: one torn row cannot hide those after it, and
     answers, most of the bytes, cost no more than a search.
     """
-    for row in _ROW.findall(line):
-        if not _IS_QUESTION.search(row):
-            tally.drop("a post that is not a question")
-            continue
-        try:
-            post = ElementTree.fromstring(row.rstrip().removesuffix(">").removesuffix("/") + "/>")
-        except ElementTree.ParseError as error:
-            tally.broken(place, error)
-            continue
-        if text := post.get(attribute):
-            yield Seed(f"stackexchange-{post.get('Id')}", text, "stackexchange")
-        else:
-            tally.broken(place, f"a question without a {attribute}")
+    for number, line in lines(file):
+        for row in [line] if isinstance(line, ValueError) else _ROW.findall(line):
+            if isinstance(row, str) and not _IS_QUESTION.search(row):
+                row = {"PostTypeId": 2}
+            elif isinstance(row, str):
+                whole = row.rstrip().removesuffix(">").removesuffix("/") + "/>"
+                try:
+                    row = ElementTree.fromstring(whole).attrib
+                except ElementTree.ParseError as error:
+                    row = ValueError(error)
+            yield f"{place}:{number}", row
 
 
 def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> Iterator[Seed]:
