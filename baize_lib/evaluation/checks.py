@@ -171,14 +171,15 @@ def _advises(spec: Spec, replies: Sequence[str]) -> Found:
     if right and wrong:
         return "look", f"{seen}; speaks of {wrong[0]}"
     clauses = _clauses(text)
-    known = [c for c in clauses if _found([*spec["says"], *spec["hints"]], c) or _says("not", c)]
+    hints = [clause for clause in clauses if _found([*spec["says"], *spec["hints"]], clause)]
     if right:
+        known = [clause for clause in clauses if clause in hints or _says("not", clause)]
         unknown = _HAN.findall(_pattern(spec["says"]).sub("", text))
         sure = 2 * len(known) >= len(clauses) and len(unknown) <= 4
         return ("good" if sure else "look"), seen
     if wrong:
-        return ("look" if known else "bad"), f"advises: {', '.join(wrong[:2])}"
-    return ("look" if known or len(words(text)) > 12 else "bad"), seen
+        return ("look" if hints else "bad"), f"advises: {', '.join(wrong[:2])}"
+    return ("look" if hints or len(words(text)) > 12 else "bad"), seen
 
 
 def _refuses(spec: Spec, replies: Sequence[str]) -> Found:
