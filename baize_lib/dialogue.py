@@ -116,24 +116,7 @@ def pieces(
     header, messages = HEADER[check_language(language)], as_messages(messages)
     if messages and messages[0].role == "system":
         header, messages = messages[0].content, messages[1:]
-    check_roles(messages, open_reply=open_reply)
     laid_out = []
-    for message in messages:
-        if message.role == "user":
-            laid_out.append(Piece(f"{header}\n{HUMAN_TAG} {message.content}\n{AI_TAG}", False))
-            header = ""
-        else:
-            laid_out.append(Piece(f" {message.content}{eos}", True))
-    return laid_out
-
-
-def render(messages: Sequence[Message], **options: Any) -> str:
-    """The text of `pieces(messages, **options)`."""
-    return "".join(piece.text for piece in pieces(messages, **options))
-
-
-def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> None:
-    """Raise BaizeError unless user and assistant alternate, from the user to the right end."""
     for i, message in enumerate(messages):
         expected = ("user", "assistant")[i % 2]
         if message.role != expected:
@@ -141,9 +124,20 @@ def check_roles(messages: Sequence[Message], *, open_reply: bool = False) -> Non
                 f"message {i + 1} is from {message.role!r} where {expected!r} was due: "
                 "roles must alternate, starting with the user"
             )
+        if message.role == "user":
+            laid_out.append(Piece(f"{header}\n{HUMAN_TAG} {message.content}\n{AI_TAG}", False))
+            header = ""
+        else:
+            laid_out.append(Piece(f" {message.content}{eos}", True))
     if not messages or len(messages) % 2 != open_reply:
         wanted = "a user's question" if open_reply else "an assistant's reply"
         raise BaizeError(f"a dialogue of {len(messages)} messages does not end with {wanted}")
+    return laid_out
+
+
+def render(messages: Sequence[Message], **options: Any) -> str:
+    """The text of `pieces(messages, **options)`."""
+    return "".join(piece.text for piece in pieces(messages, **options))
 
 
 @dataclass(frozen=True, slots=True)

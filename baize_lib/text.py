@@ -12,8 +12,9 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import fenced
@@ -120,14 +121,13 @@ def shares_a_word(question: str, said: str) -> bool:
     return any(pair in said for pair in pairs)
 
 
-_LANGUAGES = tuple(_WRITTEN["languages"].split())
 _ENGLISH = frozenset(_WRITTEN["english"].split())
 _ENOUGH = 160  # characters: more hardly say anything new about the language, and cost time
 
 
 @lru_cache(maxsize=1 << 13)
-def language_of(text: str, languages: tuple[str, ...] = _LANGUAGES) -> str:
-    """The language of a text outside its code, of `languages` in ISO 639-1; of a mere name, "".
+def language_of(text: str) -> str:
+    """The language of a text outside its code, in ISO 639-1; of a mere name, "".
 
     >>> language_of("Quelle est la capitale de la France ?"), language_of("HTTP和HTTPS有什么区别？")
     ('fr', 'zh')
@@ -135,20 +135,20 @@ def language_of(text: str, languages: tuple[str, ...] = _LANGUAGES) -> str:
     ('', '')
     """
     said = prose(text).strip()[:_ENOUGH]
-    if said.isascii() and "en" in languages and len(_ENGLISH.intersection(words(said))) >= 3:
+    if said.isascii() and len(_ENGLISH.intersection(words(said))) >= 3:
         return "en"
-    language, sure = _identifier(languages).classify(said)
+    language, sure = _identifier().classify(said)
     doubtful = said.isascii() and language != "en"  # names alone look like Dutch or Swahili
     needed = (0.75 if len(words(said)) < 12 else 0.5) if doubtful else 0.4
     return language if sure >= needed else ""
 
 
-@lru_cache(maxsize=8)
-def _identifier(languages: tuple[str, ...]):
+@cache
+def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(languages)
+    identifier.set_languages(_WRITTEN["languages"].split())
     return identifier
 
 

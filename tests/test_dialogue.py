@@ -13,7 +13,6 @@ from baize_lib.dialogue import (
     HUMAN_TAG,
     Dialogue,
     Message,
-    check_roles,
     fenced,
     parse_transcript,
     pieces,
@@ -67,7 +66,7 @@ def test_an_unknown_language_is_refused():
 )
 def test_roles_that_do_not_alternate_are_refused(messages, complaint):
     with pytest.raises(BaizeError, match=complaint):
-        check_roles(messages)
+        pieces(messages)
 
 
 def test_a_complete_last_exchange_is_kept():
@@ -128,7 +127,7 @@ tags = st.sampled_from(["[Human]", "[AI]", HUMAN_TAG, AI_TAG, "```", "```py", "\
 def test_parsing_never_raises_and_gives_whole_exchanges(text):
     found = parse_transcript(text)
     if found.messages:
-        check_roles(found.messages)
+        pieces(found.messages)
     assert all(message.content.strip() for message in found.messages)
 
 
@@ -329,7 +328,7 @@ def test_nothing_of_one_voice_ends_in_the_other_s(spoken, layout):
         assert ("mine" in message.content) == (message.role == "user")
         assert ("yours" in message.content) == (message.role == "assistant")
     if found.messages:
-        check_roles(found.messages)
+        pieces(found.messages)
 
 
 EXCHANGE = said("Is it so?", "It is.")
