@@ -140,32 +140,14 @@ def _app(chat: ChatModel, key: str) -> Any:
 
 
 async def _follow(chat: ChatModel, asked: ChatRequest) -> AsyncIterator[tuple[str, Any]]:
-    """What `chat.follow` yields, from a thread that ends when nobody listens any more."""
-    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
-
-    def work() -> None:
-        end: Exception | None = None
-        try:
-            for piece in chat.follow(
-                [row.message for row in asked.messages], asked.model, stop=asked.stop,
-                max_tokens=asked.max_completion_tokens or asked.max_tokens or 256,
-                temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed,
-            ):  # fmt: skip
-                loop.call_soon_threadsafe(queue.put_nowait, piece)
-                if gone.is_set():
-                    break
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            end = error
-        loop.call_soon_threadsafe(queue.put_nowait, end)
-
-    loop.run_in_executor(None, work)
-    try:
-        while isinstance(piece := await queue.get(), tuple):
-            yield piece
-        if piece is not None:
-            raise piece
-    finally:
-        gone.set()
+    """What `chat.follow` yields, a token at a time: none is written when nobody listens."""
+    pieces = chat.follow(
+        [row.message for row in asked.messages], asked.model, stop=asked.stop, seed=asked.seed,
+        max_tokens=asked.max_completion_tokens or asked.max_tokens or 256,
+        temperature=asked.temperature, top_p=asked.top_p,
+    )  # fmt: skip
+    while piece := await asyncio.to_thread(next, pieces, None):
+        yield piece
 
 
 async def _answer(request: Any, asked: ChatRequest, pieces: AsyncIterator[tuple[str, Any]]) -> Any:
