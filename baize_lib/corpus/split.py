@@ -74,7 +74,7 @@ def leakage(
     with every question as `asks_a_prompt` does. Both are exact.
     """
     held_out = [opening(dialogue) for dialogue in dialogues_in(validation)]
-    find_held_out = matcher(held_out, lambda text: runs(text, 3), _jaccard)
+    find_held_out = matcher(held_out, lambda text: runs(text, 3))
     find_prompt = prompt_matcher(prompts)
     rows = []
     for dialogue in dialogues_in(train):
@@ -105,24 +105,19 @@ def prompt_matcher(prompts: Iterable[str], threshold: float = ALIKE) -> Find:
     """A function that says which prompt a text repeats, if any, and how closely (0 to 1)."""
     if isinstance(prompts, str):
         raise BaizeError(f"prompts={prompts!r:.40}: give a list of them")
-
-    def repeats(prompt: frozenset, said: frozenset) -> float:
-        holds = prompt <= said and len(said) <= 2 * len(prompt)
-        return 1.0 if holds else _jaccard(prompt, said)
-
-    def about(text: str) -> frozenset:
-        return content_words(text) or runs(text, 1)
-
-    return matcher(list(prompts), about, repeats, threshold)
+    return matcher(
+        list(prompts), lambda text: content_words(text) or runs(text, 1), threshold, may_hold=True
+    )
 
 
 def matcher(
-    texts: list[str], parts: Callable[[str], frozenset],
-    likeness: Callable[[frozenset, frozenset], float], threshold: float = ALIKE,
+    texts: list[str], parts: Callable[[str], frozenset], threshold: float = ALIKE, *,
+    may_hold: bool = False,
 ) -> Find:  # fmt: skip
     """A function from a text to the one of `texts` whose parts are most alike, if any are enough.
 
-    Only texts that share a part are compared, which loses none.
+    Likeness is Jaccard's; with `may_hold`, 1 for a text that holds all parts and at most as many
+    others. Only texts that share a part are compared, which loses none.
     """
     sets = [parts(text) for text in texts]
     under: dict[Any, list[int]] = defaultdict(list)  # part -> the texts that have it
@@ -131,16 +126,14 @@ def matcher(
             under[part].append(i)
 
     def find(text: str) -> tuple[str, float] | None:
-        wanted = parts(text)
-        near = {i for part in wanted for i in under.get(part, ())}
-        value, i = max(((likeness(sets[i], wanted), -i) for i in near), default=(0.0, 0))
-        return (texts[-i], value) if value >= threshold - 1e-9 else None
+        wanted, best = parts(text), (0.0, 0)
+        for i in {i for part in wanted for i in under.get(part, ())}:
+            both, either = len(sets[i] & wanted), len(sets[i] | wanted)
+            holds = may_hold and both == len(sets[i]) and len(wanted) <= 2 * both
+            best = max(best, (1.0 if holds else both / either, -i))
+        return (texts[-best[1]], best[0]) if best[0] >= threshold - 1e-9 else None
 
     return find
-
-
-def _jaccard(one: frozenset, other: frozenset) -> float:
-    return len(one & other) / len(one | other)
 
 
 def export(
@@ -156,7 +149,14 @@ def export(
     """
     filtered = kept if isinstance(kept, Filtered) else Filtered(list(kept), Counter())
     if not filtered.kept:
-        raise BaizeError(_why_empty(filtered))
+        took = [f"{name} {n}" for name, n in filtered.dropped.most_common() if n]
+        why = "nothing was collected, collect some first (notebook 02)"
+        if took:
+            why = (
+                f"of {filtered.num_seen} the filters dropped {', '.join(took)}; leave the largest "
+            )
+            why += "out of `filters`, or collect with another setting"
+        raise BaizeError(f"no dialogue to export: {why}")
     folder = (run.path if isinstance(run, Run) else Path(run)) / "corpus"
     parts = split(filtered.kept, validation, seed=seed)
     files = {}
@@ -174,13 +174,3 @@ def export(
     }  # fmt: skip
     write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
-
-
-def _why_empty(filtered: Filtered) -> str:
-    took = ", ".join(f"{name} {times}" for name, times in filtered.dropped.most_common() if times)
-    if not took:
-        return "no dialogue to export: nothing was collected, collect some first (notebook 02)"
-    return (
-        f"no dialogue left to export: of {filtered.num_seen} the filters dropped {took}; "
-        "leave the largest out of `filters`, or collect with another setting"
-    )

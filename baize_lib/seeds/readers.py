@@ -79,7 +79,8 @@ def _read_path(path: Path, tally: Seeds, column: str | None) -> Iterator[Seed]:
 
 
 def _read_file(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
-    name = Path(place.removesuffix(".gz").rpartition("!")[2])
+    name = Path(place.rpartition("!")[2])
+    name = name.with_suffix("") if name.suffix.lower() == ".gz" else name
     if name.suffix.lower() == ".xml":
         yield from _read_xml(file, place, tally, column)
     elif name.suffix.lower() == ".txt":
