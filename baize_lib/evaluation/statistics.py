@@ -181,12 +181,11 @@ def true_shares(
     """The share of good answers, corrected for the checks' mistakes, one row a model.
 
     Prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633): verdicts on all
-    answers, set right by the few whose truth is known (`tried`, by default the held ones). Half of
-    those are good by design and a model's are not, so they count by their label: with e1 the mean
-    verdict on good ones and e0 on bad ones, a mean verdict v means a true share of (v - e0) /
-    (e1 - e0) (Rogan & Gladen 1978). "look" counts half. The 95% interval holds the chance in all
-    three (draws from Dirichlet distributions). It assumes that the checks err on a model's answers
-    as on those we labelled, kind by kind and language by language.
+    answers, set right by those whose truth is known (`tried`, by default the held ones). With e1
+    the mean verdict on good ones and e0 on bad ones, a mean verdict v means a true share of
+    (v - e0) / (e1 - e0) (Rogan & Gladen 1978); "look" counts half. The 95% interval holds the
+    chance in all three. It assumes that the checks err on a model's answers as on those we
+    labelled, kind by kind and language by language.
     """
     import pandas as pd
 

@@ -30,10 +30,11 @@ def report(names, calls, descriptor):
             write(descriptor, dump(line).encode("utf-8", "replace") + b"\n")
 
 
-def put_aside():
-    """Keep the files of one call from being written over by the next."""
+def put_aside(given):
+    """Keep the files that one call left, not those it was given, from the next."""
     for name in os.listdir("."):  # noqa: PTH208 - pathlib is slow to load
-        if os.path.isfile(name) and not name.startswith("call-"):  # noqa: PTH113
+        new = name not in given and not name.startswith("call-")
+        if new and os.path.isfile(name):  # noqa: PTH113
             os.replace(name, f"call-{len(os.listdir('.'))}-{name}")  # noqa: PTH105, PTH208
 
 
@@ -73,7 +74,7 @@ def result_of(function, args, order, files):
     except BaseException as error:  # noqa: BLE001 - SystemExit too: it ends the call, not the trial
         return {"raised": type(error).__name__}
     finally:
-        put_aside()
+        put_aside(files)
 
 
 def plain(value, depth=0):
