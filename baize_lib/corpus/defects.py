@@ -114,28 +114,16 @@ def _luhn(number: str) -> bool:
     return len(set(digits)) > 2 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-def _is_public(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_global
-    except ValueError:
-        return False
-
-
 _PERSONAL: dict[str, Callable[[str], Any]] = {
     "card": _luhn,
     "e-mail": lambda address: not _PATTERN["nobody"].search(address),
     "phone": lambda phone: not re.search(r"555[ .-]?01\d\d", phone),
-    "ip": _is_public,
+    "ip": lambda address: ipaddress.ip_address(address).is_global,
     "key": bool,
 }
 
 
 # ---- Defects of a dialogue -----------------------------------------------------------------------
-
-
-def _role_order(dialogue: Dialogue) -> int:
-    roles = " ".join(message.role for message in dialogue.messages)
-    return int(not re.fullmatch("(?:system )?user assistant(?: user assistant)*", roles))
 
 
 def _question_repeated(dialogue: Dialogue) -> int:
@@ -194,7 +182,12 @@ def _replies(rule: Callable[[str], Any]) -> Defect:
 
 DEFECTS: dict[str, Defect] = {
     "failed": lambda dialogue: int(getattr(dialogue, "status", "ok") != "ok"),
-    "role_order": _role_order,
+    "role_order": lambda dialogue: int(
+        not re.fullmatch(
+            "(?:system )?user assistant(?: user assistant)*",
+            " ".join(m.role for m in dialogue.messages),
+        )
+    ),
     "empty_turn": _messages(lambda text: not text.strip()),
     "dangling_tag": _messages(dangles),
     "both_voices": _messages(speaks_for_both),
