@@ -9,6 +9,7 @@
 #   make slides   the notebooks' figures and key points as slides, in runs/course/slides.html
 #   make site     the course as a site in English and Chinese, in runs/site/; runs no notebook
 #   make badge OWNER=name/repository   write the address of your copy wherever the course names it
+#              (VERSION=v1.0 too: its notebooks then install that tag)
 #   make clean    remove what a command can make again; runs you made stay
 # TIER is ci, laptop, t4 or a100; BAIZE_TIER in the environment counts too.
 # Linux without a GPU: add TORCH_INDEX=https://download.pytorch.org/whl/cpu to fetch the small torch.
@@ -28,7 +29,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help course bonus test lab render clean demo serve slides site badge
 help:
-	@sed -n '2,14s/^# *//p' Makefile
+	@sed -n '2,15s/^# *//p' Makefile
 
 course: $(READY)
 	@$(BIN)/baize run
@@ -70,7 +71,7 @@ site: $(READY)
 
 badge:
 	@test -n "$(OWNER)" || { echo "say whose copy: make badge OWNER=name/repository"; exit 1; }
-	@$(PYTHON) .ci/badge.py "$(OWNER)"
+	@$(PYTHON) .ci/badge.py "$(OWNER)" "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) runs/course runs/ci-notebooks .pytest_cache .ruff_cache .hypothesis *.egg-info

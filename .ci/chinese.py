@@ -26,6 +26,7 @@ from pathlib import Path
 COURSE = Path(__file__).resolve().parent.parent
 ROOT = COURSE / "notebooks"
 ADDRESS = tomllib.loads((COURSE / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+OURS = "baize-course/baize-course"
 WAITING = "（此处待译。）"
 SIGNS = "\u2014-\u201f\u3000-\u303f\uff00-\uffef"  # Chinese punctuation
 HAN = SIGNS + "\u4e00-\u9fff"
@@ -33,8 +34,8 @@ HAN = SIGNS + "\u4e00-\u9fff"
 
 def digest(text: str) -> str:
     """The English text's digest; in a copy with an address of its own (`make badge`) the same."""
-    here = ADDRESS["Repository"].removeprefix("https://github.com/")
-    text = text.replace(here, "baize-course/baize-course")
+    for name, ours in (("Notebooks", f"{OURS}/blob/main/notebooks"), ("Repository", OURS)):
+        text = text.replace(ADDRESS[name].removeprefix("https://github.com/"), ours)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

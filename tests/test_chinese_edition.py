@@ -107,7 +107,7 @@ class TestNotebook:
     def test_each_link_leads_where_the_english_one_does_in_chinese_if_there_is_one(self, path):
         def leads(link, folder):
             if "://" in link:
-                return link.replace("/blob/main/notebooks/zh/", "/blob/main/notebooks/")
+                return re.sub("(/blob/[^/]+/notebooks/)zh/", r"\1", link)
             target = (folder / link).resolve().relative_to(FOLDER.parent).as_posix()
             return target.replace("notebooks/zh/", "notebooks/")
 
