@@ -44,7 +44,8 @@ def health(attempts: Iterable[Attempt]) -> "pd.DataFrame":
         row |= {name: has(text, language) for name, has in DETECTORS.items()}
         row["voices"] |= stopped == "tag"
         rows.append(row | {"tokens": line["num_tokens"]})
-    frame = pd.DataFrame(rows).groupby("model", sort=False)
+    columns = ["model", "replies", "stops", "cut", "empty", *DETECTORS, "tokens"]
+    frame = pd.DataFrame(rows, columns=columns).groupby("model", sort=False)
     return frame.mean().assign(replies=frame.size()).reset_index()
 
 
