@@ -19,6 +19,7 @@ What cannot be read is never passed over in silence: it is named with its file a
 """
 
 import re
+import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -117,7 +118,9 @@ def _read_row(row: Any) -> Collected:
         raise row if isinstance(row, ValueError) else ValueError(what)
     status = str(row.get("status", "ok"))
     said, repairs = _said_in(row)
-    system = next((row[k] for k in _SYSTEM if isinstance(row.get(k), str) and row[k].strip()), "")
+    system = next(
+        (row[k] for k in _FIELDS["system"] if isinstance(row.get(k), str) and row[k].strip()), ""
+    )
     if system and said[:1] and said[0][0] != "system":
         said.insert(0, ("system", system))
     messages = tuple(Message(role, _text(content)) for role, content in said)
@@ -142,17 +145,8 @@ def _read_row(row: Any) -> Collected:
     )  # fmt: skip
 
 
-_SYSTEM = ("system", "system_prompt", "meta_instruction")
-_ROLES = {
-    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
-    "chatgpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant",
-    "bing": "assistant", "bard": "assistant", "system": "system", "developer": "system",
-}  # fmt: skip
-_PAIRS = (  # a question and its reply, in one row or in one turn of a row
-    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"),
-    ("prompt", "response"), ("question", "answer"), ("query", "response"), ("human", "assistant"),
-    ("user", "assistant"), ("input", "target"), ("input", "output"),
-)  # fmt: skip
+_FIELDS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text(encoding="utf-8"))
+_ROLES = {name: role for role, names in _FIELDS["roles"].items() for name in names}
 _Said = list[tuple[str, Any]]  # (role, content)
 
 
@@ -197,7 +191,7 @@ def _one(item: Any, name: str) -> _Said:
 
 
 def _turn_in(row: Mapping[str, Any]) -> _Said:
-    pairs = ((row[q], row[a]) for q, a in _PAIRS if q in row and a in row)
+    pairs = ((row[q], row[a]) for q, a in _FIELDS["pairs"] if q in row and a in row)
     return list(zip(("user", "assistant"), next(pairs, ()), strict=False))
 
 

@@ -13,6 +13,7 @@ render`, into `figures/`.
 import io
 import os
 import textwrap
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,7 @@ __all__ = [
     "show", "bars", "stacked_bars", "histogram", "curves", "dots", "intervals", "comparison",
 ]  # fmt: skip
 
-# Okabe and Ito's palette (2008) and four of Paul Tol's, told apart with every common colour
-# blindness: speakers, models, sets of questions, verdicts.
-COLOURS = {
-    "user": "#0072B2", "assistant": "#D55E00", "system": "#777777",
-    "base": "#6E6E6E", "own layout": "#332288", "tuned": "#009E73", "recorded": "#44AA99",
-    "teacher": "#CC79A7", "published": "#E69F00", "other": "#56B4E9",
-    "general": "#2F7F93", "programming": "#C58A00", "medical": "#AA4466",
-}  # fmt: skip
+COLOURS = tomllib.loads(Path(__file__).with_name("colours.toml").read_text(encoding="utf-8"))
 COLOURS |= {grade: colour for grade, (_, colour) in MARKS.items()}
 Colours = Mapping[str, str] | None  # name -> key of COLOURS, where it is not the name itself
 
