@@ -220,6 +220,8 @@ def comparison(
     A row is (question, {model: (verdict, answer)}), with the same models in each; `note` is a line
     under the title: which models these are, and how they were asked.
     """
+    from matplotlib import font_manager
+
     models = list(rows[0][1]) if rows else []
     step = 1 / max(len(models), 1)
     cut = [[_wrapped(answer, round(140 * step) - 6, 6) for _, answer in answers.values()]
@@ -229,8 +231,11 @@ def comparison(
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(1.35 + sum(tall), 0))
 
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+
     def say(x: float, y: float, text: str, size: float, **look: Any) -> None:
-        axes.text(x, y, _drawable(text), va="top", size=size, **look)
+        known = (c if c.isspace() or font.get_char_index(ord(c)) else "□" for c in text)
+        axes.text(x, y, "".join(known), va="top", size=size, **look)
 
     say(0, 0.05, title, 15, weight="bold")
     say(0, 0.45, note, 9.5, color="#555555")
@@ -254,11 +259,3 @@ def _wrapped(text: str, width: int, most: int) -> str:
     """The text in lines of at most `width` letters and at most so many; what is cut ends in "…"."""
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
     return "\n".join([*lines[:most][:-1], f"{lines[most - 1]} …"] if len(lines) > most else lines)
-
-
-def _drawable(text: str) -> str:
-    """The text with a box for each character that the figures' font does not have."""
-    from matplotlib import font_manager
-
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    return "".join(c if c.isspace() or font.get_char_index(ord(c)) else "□" for c in text)

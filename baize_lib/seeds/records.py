@@ -177,9 +177,8 @@ def _parquet(file: IO[bytes]) -> _Numbered:
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        batches = parquet.ParquetFile(file).iter_batches(1000)
+        for number, row in enumerate((row for b in batches for row in b.to_pylist()), start=1):
+            yield number, row
     except ArrowException as error:
         yield number + 1, ValueError(error)
