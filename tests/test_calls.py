@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_row_is_on_disk_before_its_call_is_made(stub, path):
     seen = []
 
     def reply(body):
-        with sqlite3.connect(path) as table:  # what another process would see of it now
+        with closing(sqlite3.connect(path)) as table:  # what another process would see of it now
             seen.append(table.execute("SELECT state, bound_pico > 0 FROM calls").fetchall())
         return "Hello."
 
@@ -101,7 +102,7 @@ def test_an_answer_is_on_disk_before_it_is_seen(stub, path):
         async with teacher_at(stub, calls) as teacher:
             with calls.held():
                 reply = await teacher.chat(hello(), max_tokens=20)
-                with sqlite3.connect(path) as table:
+                with closing(sqlite3.connect(path)) as table:
                     return reply, table.execute("SELECT text, state FROM calls").fetchall()
 
     reply, rows = asyncio.run(go())
@@ -452,7 +453,8 @@ def test_a_damaged_file_is_named_with_the_way_out(path, damage):
     path.write_bytes(data)
     if damage == "other table":
         path.unlink()
-        sqlite3.connect(path).execute("CREATE TABLE calls (key TEXT)")
+        with closing(sqlite3.connect(path)) as table:
+            table.execute("CREATE TABLE calls (key TEXT)")
     with pytest.raises(BaizeError, match=r"is damaged .*BAIZE_RUN"):
         calls = Calls(path)
         with calls.held():

@@ -261,9 +261,14 @@ def ask_llama(server, path, body):
     return json.load(urllib.request.urlopen(request))
 
 
-# how far apart two likeliest tokens may be where rounding to the format parts the replies
-@pytest.mark.parametrize(("quant", "within"), [("f16", 0.05), ("q8_0", 1.0)])
-def test_llama_cpps_own_server_gives_the_same_replies(merged, plain, tmp_path, quant, within):
+# how far apart two likeliest tokens may be where rounding to the format parts the replies, and how
+# many of ten replies are equal at least; 16 bits hold neither the base's weights nor the tuned ones
+@pytest.mark.parametrize(
+    ("quant", "within", "least"), [("f32", 0, 10), ("f16", 0.05, 9), ("q8_0", 1.0, 4)]
+)
+def test_llama_cpps_own_server_gives_the_same_replies(
+    merged, plain, tmp_path, quant, within, least
+):
     file = export_gguf(merged, tmp_path / "bot.gguf", quant)
     server = llama_server(file)
     client = openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key="none")
@@ -285,7 +290,8 @@ def test_llama_cpps_own_server_gives_the_same_replies(merged, plain, tmp_path, q
         assert reply == text_of(said)
         equal += reply == text_of(theirs)
         assert close_call(plain, question, said, theirs, within), question
-    assert equal >= (9 if quant == "f16" else 4)
+    assert equal >= least
+    file.unlink()  # up to half a gigabyte
 
 
 def test_a_gguf_is_half_or_a_quarter_of_the_safetensors_and_a_modelfile_lies_beside(
