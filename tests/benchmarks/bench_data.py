@@ -6,7 +6,7 @@
 Each arm trains SmolLM2-135M on recorded dialogues and answers all English prompts greedily, 120
 tokens at most. All arms share one held-out set, taken out before anything else. Adapters and
 answers are kept in runs/bench_data/, the results, one line an arm and seed, in
-data/training/arms.jsonl, which notebook 04 draws. Marks are those of the course's checks, with
+data/training/arms.jsonl, which bonus 07 draws. Marks are those of the course's checks, with
 nothing read by eye; `p` is a paired test against the same weights in their own layout.
 
 "25 ordinary" is what a run learns from its own live dialogues alone (`num_recorded=0`). "single
