@@ -36,7 +36,7 @@ def printed(rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config, "data_dir", lambda: tmp_path)
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    [first] = [i for i, source in enumerate(code) if '"arms.jsonl"' in source]
+    first = next(i for i, source in enumerate(code) if '"arms.jsonl"' in source)
     [last] = [i for i, source in enumerate(code) if "The article's claim" in source]
     names = {"read_jsonl": read_jsonl, "table": table, "plots": plots, "mean": mean,
              "stdev": stdev}  # fmt: skip
