@@ -155,9 +155,9 @@ def test_a_page_of_120_prompts_and_six_models_is_made_in_seconds():
     models = ("base", "own layout", "tuned", "recorded", "teacher", "gpt")
     shown = [attempt(p, m, *[text] * len(p.turns)) for p in asked for m in models]
     graded = {(a.prompt, a.model): Verdict("good", "seen") for a in shown}
-    begun = time.perf_counter()
+    begun = time.process_time()
     html = page(asked, shown, graded, ERRORS)
-    assert time.perf_counter() - begun < 30 and len(html) < 4_000_000
+    assert time.process_time() - begun < 30 and len(html) < 4_000_000
     assert html.count("<article") == 120 and html.count("<section><h3>") == 720
 
 

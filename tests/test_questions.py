@@ -191,7 +191,7 @@ def test_reading_never_raises_and_reads_its_own_result_again(pieces):
 @pytest.mark.parametrize("piece", ["?", "a. ", '"', "(", "*", "问", "thanks ", "no ", "1. ", "x: "])
 def test_reading_is_quick_whatever_is_written(piece):
     text = piece * 5000
-    start = time.perf_counter()
+    start = time.process_time()
     clean_question(text)
     says_end(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

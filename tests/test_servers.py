@@ -564,7 +564,7 @@ def test_a_slow_server_with_four_slots_loses_no_dialogue(stub, tmp_path, timeout
 
 @pytest.mark.parametrize("fault", ["503", "429", "hang", "504", {"status": 529, "body": ""}])
 def test_whatever_says_too_much_slows_the_pace_once(stub, fault):
-    teacher = teacher_at(stub, timeout=0.3)
+    teacher = teacher_at(stub, timeout=1 if fault == "hang" else 10)
     ask(teacher, 40)
     before = teacher.pace.limit
     stub.script(fault)
