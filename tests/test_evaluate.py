@@ -138,7 +138,7 @@ def test_more_attempts_are_logged_and_attempt_one_stays_the_one_shown(log):
     later = ask(Counting(), PROMPTS, log=log, attempts=3)
     assert [a.replies for a in later] == [a.replies for a in first]
     assert {a.of for a in later} == {3} and later[0].label == "first attempt of 3"
-    assert {line["seed"] for a in read_attempts(log) for line in a.turns} == {0, 1, 2}
+    assert {line["seed"] for a in read_attempts(log).values() for line in a.turns} == {0, 1, 2}
 
 
 def test_a_picked_attempt_is_labelled_as_picked(log):
@@ -191,7 +191,7 @@ def test_a_torn_last_line_is_repaired(log):
 def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):
     (first,) = ask(Counting(), PROMPTS[:1], models=["base"], log=log)
     log.write_bytes(log.read_bytes().rstrip(b"\n"))
-    assert read_attempts(log) == [first]
+    assert [*read_attempts(log).values()] == [first]
     ask(Counting(), PROMPTS[:2], models=["base"], log=log)
     assert first_attempts(log, PROMPTS[:1]) == [first] and len(list(read_jsonl(log))) == 2
 
@@ -224,7 +224,7 @@ def test_processes_that_write_one_log_lose_and_tear_nothing(log):
     ways = [("a", "base"), ("b", "base"), ("c", "tuned")]
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(log), *way]) for way in ways]
     assert [writer.wait(120) for writer in writers] == [0, 0, 0]
-    attempts, prompts = read_attempts(log), load_prompts()
+    attempts, prompts = read_attempts(log).values(), load_prompts()
     assert len(attempts) == 2 * 2 * len(prompts)
     assert {len(a.turns) for a in attempts if a.prompt == "code-json-en"} == {2}
     assert {len(text) for a in attempts for text in a.replies} == {20_000}
@@ -241,7 +241,7 @@ def test_a_line_that_another_process_is_writing_is_waited_for_and_not_cut_off(lo
             writer.wait(4)
         slow.write(line[40:])
     assert writer.wait(60) == 0
-    assert Counter(a.model for a in read_attempts(log))["other"] == 1
+    assert Counter(a.model for a in read_attempts(log).values())["other"] == 1
 
 
 def test_a_changed_question_is_a_new_one_and_its_old_answer_stays_in_the_log(log):

@@ -126,7 +126,7 @@ def test_names_headers_and_captions_are_escaped_too():
     one = dataclasses.replace(attempt(asked, HOSTILE, HOSTILE, **line), adapter=HOSTILE)
     graded = {(HOSTILE, HOSTILE): Verdict("good", HOSTILE)}
     errors = ERRORS.rename(columns={"look": "look"})
-    html = page([asked], [one], graded, errors, title=HOSTILE)
+    html = page([asked], [one], graded, errors)
     body = html.split("<body>")[1]
     assert "<script" not in html.split("<style>")[0] and "<script" not in body
     assert body.count("&lt;script&gt;") > 12
@@ -214,7 +214,7 @@ def test_nothing_a_model_wrote_runs_or_is_fetched(site):
     asked = [Prompt(a, "fact", "en", "course", (a, a), a, a, {}) for a in answers]
     shown = [attempt(p, p.id, p.id, p.id) for p in asked]
     graded = {(p.id, p.id): Verdict("good", p.id) for p in asked}
-    html = page(asked, shown, graded, ERRORS, title=answers[0])
+    html = page(asked, shown, graded, ERRORS)
     (site.folder / "page.html").write_text(html, encoding="utf-8")
     # The escaping must hold by itself, so the page's own policy is taken out for a second look.
     bare = re.sub(r"<meta\s+http-equiv=Content-Security-Policy.*?>", "", html, flags=re.S)
@@ -223,7 +223,7 @@ def test_nothing_a_model_wrote_runs_or_is_fetched(site):
     for name in ("page.html", "bare.html"):
         dom = browse(site, name)
         assert not [path for path in site.asked if "caught" in path]
-        assert "<title>&lt;script&gt;document.title='caught'" in dom
+        assert "<title>First attempts, side by side</title>" in dom
         assert not {"script", "img", "iframe", "svg", "link"} & set(Tags(dom).names)
 
 

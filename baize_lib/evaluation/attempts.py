@@ -1,11 +1,9 @@
 """Ask the article's prompts, keep every answer, and show the first one.
 
-Qualitative comparisons mislead when the best of several samples is shown. So each reply that is
-generated goes to `answers.jsonl` before anybody sees it, and the tables show attempt 1, whatever
-came later. Asking again gives back what is in the log:
+A comparison misleads when the best of several samples is shown. So each reply goes to
+`answers.jsonl` before anybody sees it, and attempt 1 is shown; asking again gives what is there:
 
     attempts = ask(chat, load_prompts(origin="article"), log=run.answers_file)
-    graded = grade(load_prompts(), attempts)
 
 A first attempt belongs to a prompt, a model and an adapter. Other seeds or sampling settings make
 no new first attempt; a newly trained adapter does, and the log keeps those of the old one.
@@ -15,6 +13,7 @@ import asyncio
 import datetime
 import itertools
 import json
+import operator
 import os
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -60,17 +59,17 @@ class Attempt:
 _KEY = ("prompt", "prompt_hash", "model", "adapter", "attempt")
 
 
-def read_attempts(log: Path | str) -> list[Attempt]:
-    """Every attempt in the log, finished or not, oldest first; [] when there is no log yet."""
+def read_attempts(log: Path | str) -> dict[tuple[Any, ...], Attempt]:
+    """Every attempt in the log by its `_KEY`, finished or not, oldest first; {} before any log."""
     found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for line in read_jsonl(log, torn_tail_ok=True) if Path(log).is_file() else ():
         key = tuple(line[name] for name in _KEY)
         found.setdefault(key, {}).setdefault(line["turn"], line)  # the earliest line counts
     made = Counter(key[:-1] for key in found)
-    return [
-        Attempt(key[0], *key[2:], made[key[:-1]], tuple(turns[i] for i in sorted(turns)))
+    return {
+        key: Attempt(key[0], *key[2:], made[key[:-1]], tuple(turns[i] for i in sorted(turns)))
         for key, turns in found.items()
-    ]
+    }
 
 
 def first_attempts(
@@ -86,7 +85,7 @@ def first_attempts(
     `picked` shows another attempt instead, by (prompt id, model), and its `label` will say so; a
     BaizeError if it is not in the log.
     """
-    logged, shown = _by_key(log), []
+    logged, shown = read_attempts(log), []
     of_model = {a.model: a.adapter for a in logged.values()} | dict(adapters or {})
     for prompt in prompts:
         for model, adapter in of_model.items():
@@ -97,10 +96,6 @@ def first_attempts(
             elif number != 1:
                 raise BaizeError(f"{log} has no attempt {number} of {model} at {prompt.id}")
     return shown
-
-
-def _by_key(log: Path | str) -> dict[tuple[Any, ...], Attempt]:
-    return {tuple(a.turns[0][name] for name in _KEY): a for a in read_attempts(log)}
 
 
 def _append(log: Path | str, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -124,8 +119,6 @@ def _append(log: Path | str, lines: Iterable[Mapping[str, Any]]) -> None:
 
 # ---- Asking
 
-Waiting = list[tuple[dict[str, Any], list[Message]]]  # how a line begins, the talk to go on with
-
 
 def ask(
     chat: ChatModel,
@@ -146,7 +139,8 @@ def ask(
         attempts: how many there should be in the log; attempt n runs with seed + n - 1.
         sampling: passed on to `chat.replies` (max_tokens, temperature, language…) and logged.
     """
-    adapters = {model: _adapter_hash(chat, model) for model in models}
+    weights = {m: Path(f) / "adapter_model.safetensors" for m, f in chat.adapters.items()}
+    adapters = {m: sha256_of(weights[m])[:16] if m in weights else "" for m in models}
     base = f"{chat.base.name} in {chat.base.precision}"
     for model, number in itertools.product(models, range(1, attempts + 1)):
         layout = "own" if model == "own layout" else "baize"
@@ -157,14 +151,10 @@ def ask(
             for start in range(0, len(waiting), batch_size):
                 lines, talks = zip(*waiting[start : start + batch_size], strict=True)
                 said = chat.replies([*talks], model=model, seed=asked["seed"], **sampling)
-                _append(log, [
-                    line | {name: getattr(answer, name) for name in _KEPT}
-                    for line, answer in zip(lines, said, strict=True)
-                ])  # fmt: skip
+                kept = ("text", "stopped_by", "num_tokens", "seconds")
+                told = [{name: getattr(answer, name) for name in kept} for answer in said]
+                _append(log, map(operator.or_, lines, told))
     return [a for a in first_attempts(log, prompts, adapters=adapters) if a.model in models]
-
-
-_KEPT = ("text", "stopped_by", "num_tokens", "seconds")
 
 
 async def ask_teacher(
@@ -207,9 +197,9 @@ async def together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 def _unanswered(
     log: Path | str, prompts: Iterable[Prompt], number: int, asked: Mapping[str, Any]
-) -> Waiting:
-    """The prompts that wait for an answer, each with its conversation up to the question."""
-    logged, waiting = _by_key(log), []
+) -> list[tuple[dict[str, Any], list[Message]]]:
+    """How the next line of each unfinished prompt begins, and its talk up to the question."""
+    logged, waiting = read_attempts(log), []
     for prompt in prompts:
         line = {"prompt": prompt.id, "prompt_hash": prompt.hash, "turn": 0, "attempt": number}
         line |= asked
@@ -222,9 +212,3 @@ def _unanswered(
             question = Message("user", prompt.turns[len(said)])
             waiting.append((line | {"turn": len(said)}, [*talk, question]))
     return waiting
-
-
-def _adapter_hash(chat: ChatModel, model: str) -> str:
-    """16 hex digits that name the adapter's weights; "" for a model without one."""
-    folder = chat.adapters.get(model)
-    return sha256_of(Path(folder) / "adapter_model.safetensors")[:16] if folder else ""

@@ -2,15 +2,14 @@
 
     page(prompts, attempts, graded, errors, path=run.path / "answers.html")
 
-The page is a single file without any script: filters, folding and the light and dark themes are
-plain CSS (`page.jinja`). The template engine escapes everything a model wrote, names and headers
-too, and the page's own policy (CSP) forbids scripts and fetching, so that an answer that looks like
-HTML stays an answer.
+One file without any script: filters, folding and the light and dark themes are plain CSS. The
+template engine escapes what a model wrote, names and headers too, and the page's own policy (CSP)
+forbids scripts and fetching, so that an answer that looks like HTML stays an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from baize_lib.chat.demo import prose_and_code
 from baize_lib.evaluation.attempts import Attempt
@@ -38,21 +37,28 @@ def page(
     graded: Graded,
     errors: "pd.DataFrame",
     *,
-    title: str = "First attempts, side by side",
     path: Path | str | None = None,
 ) -> str:
     """The page as HTML text, also written to `path`; `errors` is `check_errors()`.
 
     An attempt that is not the first says so.
     """
+    import pandas as pd
+
     shown = {(a.prompt, a.model): a for a in attempts}
     models = list(dict.fromkeys(a.model for a in attempts))
     prompts = [p for p in prompts if any((p.id, m) in shown for m in models)]
-    lines = _lines(attempts)
+    how = ["model", "layout", "adapter", "sampling"]
+    rows = [
+        (a.model, t["layout"], a.adapter or "–", _asked(t), t["num_tokens"], t.get("cost_usd", 0))
+        for a in attempts
+        for t in a.turns
+    ]
+    lines = pd.DataFrame(rows, columns=[*how, "tokens", "paid"])
     paid = lines.groupby("model", sort=False)["paid"].sum()
-    alike = lines.groupby(["model", "layout", "adapter", "sampling"], sort=False)["tokens"]
+    alike = lines.groupby(how, sort=False)["tokens"].agg(replies="size", tokens="sum")
     text = template(Path(__file__).with_name("page.jinja")).render(
-        title=title, models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
+        models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
         prompts=prompts, shown=shown, graded=graded, parts=prose_and_code, ended=_ENDED,
         grades=lambda p: {m: graded[p.id, m].grade for m in models if (p.id, m) in graded},
         reported=list(dict.fromkeys(name for p in prompts for name in p.article)),
@@ -60,7 +66,7 @@ def page(
         languages=sorted({p.language for p in prompts}),
         paid=", ".join(f"{model} {money(usd)}" for model, usd in paid.items() if usd),
         scores=_html(score_table(prompts, graded, errors)), health=_html(health(attempts)),
-        asked=_html(alike.agg(replies="size", tokens="sum").reset_index()),
+        asked=_html(alike.reset_index()),
     )  # fmt: skip
     text = text.encode("utf-8", "replace").decode("utf-8")  # half characters become "?"
     if path:
@@ -75,16 +81,6 @@ def _html(frame: "pd.DataFrame") -> str:
     return Markup(frame.to_html(index=False, border=0, float_format="{:.2f}".format))
 
 
-def _lines(attempts: Sequence[Attempt]) -> "pd.DataFrame":
-    """One row a reply: who was asked, how, how long it is, and what it cost."""
-    import pandas as pd
-
-    rows = []
-    for attempt in attempts:
-        for line in attempt.turns:
-            sampling = {**line["sampling"], "seed": line["seed"]}
-            told = ", ".join(f"{name} {value}" for name, value in sampling.items())
-            how = attempt.model, line["layout"], attempt.adapter or "–", told
-            rows.append((*how, line["num_tokens"], line.get("cost_usd", 0)))
-    columns = ["model", "layout", "adapter", "sampling", "tokens", "paid"]
-    return pd.DataFrame(rows, columns=columns)
+def _asked(line: Mapping[str, Any]) -> str:
+    sampling = {**line["sampling"], "seed": line["seed"]}
+    return ", ".join(f"{name} {value}" for name, value in sampling.items())
