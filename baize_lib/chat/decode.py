@@ -20,7 +20,7 @@ from baize_lib.training.lora import select
 
 __all__ = []
 
-_MOST_PACKED = 1_500_000_000  # weights in bytes: packing doubles them, and larger ones gain little
+_MOST_PACKED = 3_000_000_000  # bytes of weights that are packed, one copy for each adapter
 
 
 class Decoder:
@@ -86,6 +86,7 @@ def _products(model: Any, adapter: str | None, packs: dict) -> list[tuple[Any, C
     None are replaced where that would not be the same model: another device or precision, or an
     adapter that is more than two matrices beside a linear layer.
     """
+    import psutil
     import torch
     from peft.tuners.lora.layer import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -108,7 +109,8 @@ def _products(model: Any, adapter: str | None, packs: dict) -> list[tuple[Any, C
         hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and torch.backends.mkldnn.is_available()
         and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-        and sum(w.nbytes for w in weights) < _MOST_PACKED
+        and (size := sum(w.nbytes for w in weights)) < _MOST_PACKED
+        and (packs or psutil.virtual_memory().available > 3 * size)  # else no room for two copies
     ):
         return []
     if len({adapter for *_, adapter in packs} | {adapter}) > 3:  # base and two adapters at a time
