@@ -83,21 +83,23 @@ class TestDials:
             open_run()
 
 
-def test_a_run_folder_opens_again_at_its_own_tier():
-    first = open_run(current_tier("ci"), "mine")
-    assert open_run(current_tier("ci"), "mine") == first
+def test_a_run_folder_opens_again_at_its_own_tier(monkeypatch):
+    monkeypatch.setenv("BAIZE_RUN", "mine")
+    first = open_run(current_tier("ci"))
+    assert first.path.name == "mine" and open_run(current_tier("ci")) == first
 
 
-def test_a_run_folder_of_another_tier_is_refused_with_what_differs():
-    open_run(current_tier("ci"), "mine")
+def test_a_run_folder_of_another_tier_is_refused_with_what_differs(monkeypatch):
+    monkeypatch.setenv("BAIZE_RUN", "mine")
+    open_run(current_tier("ci"))
     with pytest.raises(BaizeError, match=r"name: 'ci' -> 'laptop'.*selfchat\.num_turns: 2 -> 3"):
-        open_run(current_tier("laptop"), "mine")
+        open_run(current_tier("laptop"))
 
 
 def test_a_run_folder_of_the_earlier_edition_is_refused_with_the_way_out(tmp_path):
     card = {"tier": {"name": "laptop", "num_turns": 3, "base_model": "embedded"}}
     write_atomic(tmp_path / "runs/laptop/run.json", json.dumps(card))
-    with pytest.raises(BaizeError, match="those of an earlier edition.*set BAIZE_RUN"):
+    with pytest.raises(BaizeError, match="base_model: 'embedded' -> None.*set BAIZE_RUN"):
         open_run(current_tier("laptop"))
 
 

@@ -48,8 +48,10 @@ def no_python(tmp_path):
 
 
 def other_settings(tmp_path):
-    open_run(current_tier("ci"), "mine")
-    open_run(current_tier("laptop"), "mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAIZE_RUN", "mine")
+        open_run(current_tier("ci"))
+        open_run(current_tier("laptop"))
 
 
 def no_folder_of_ours(tmp_path):

@@ -36,7 +36,7 @@ from baize_lib.teacher.batch import BatchTeacher
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.local import teacher_for
 from baize_lib.teacher.meter import CostMeter
-from baize_lib.training.fit import fit, main
+from baize_lib.training.fit import fit
 
 __all__ = []
 
@@ -131,13 +131,8 @@ def collect_dialogues(
 
 
 @app.command("train")
-def train_student(
-    file: Annotated[Path | None, typer.Argument(help="a run file, as in data/training/")] = None,
-    tier: TierName = None, student: Student = None, name: RunName = None,
-) -> None:  # fmt: skip
-    """Train the student on the run's dialogues, or as a YAML file says."""
-    if file:
-        raise typer.Exit(main([str(file)]))
+def train_student(tier: TierName = None, student: Student = None, name: RunName = None) -> None:
+    """Train the student on the run's dialogues."""
     now, run = _begin()
     if not run.train_file.is_file():
         export(run, apply_filters(map(whole_turns, read_dialogues(run.self_chat))), validation=0.2)

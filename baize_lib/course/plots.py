@@ -1,9 +1,8 @@
 """One look for every figure: white ground, colour-blind-safe colours, labels on the data.
 
-The same colour means the same speaker, model or verdict throughout the course: a name that is a
-key of `COLOURS` is drawn in its colour, others in that of "other" or as `colours` says.
-`show(figure, name, alt)` puts the picture into the notebook with its alt text and, under `make
-render`, into `figures/`.
+A name that is a key of `COLOURS` is drawn in its colour throughout the course, others in that of
+"other" or as `colours` says. `show(figure, name, alt)` puts the picture into the notebook with its
+alt text and, under `make render`, into `figures/`.
 
 >>> figure = bars({"base": 3, "tuned": 8}, title="Replies that end", unit="replies")
 >>> len(figure.axes[0].patches), hue("tuned")
@@ -31,12 +30,14 @@ __all__ = [
 
 COLOURS = tomllib.loads(Path(__file__).with_name("colours.toml").read_text(encoding="utf-8"))
 COLOURS |= {grade: colour for grade, (_, colour) in MARKS.items()}
-Colours = Mapping[str, str] | None  # name -> key of COLOURS, where it is not the name itself
+# A key of COLOURS for all names, or name -> key where it is not the name itself.
+Colours = Mapping[str, str] | str | None
 
 
 def hue(name: str, colours: Colours = None) -> str:
     """The colour of a name, a speaker, a model or a verdict."""
-    return COLOURS.get((colours or {}).get(name, name), COLOURS["other"])
+    key = colours if isinstance(colours, str) else (colours or {}).get(name, name)
+    return COLOURS.get(key, COLOURS["other"])
 
 
 def _figure(width: float, height: float, **options: Any) -> tuple["Figure", Any]:
@@ -78,14 +79,13 @@ def show(drawn: "Figure", name: str, alt: str) -> None:
 
 
 def bars(
-    values: Mapping[str, float], *, title: str, unit: str, colour: str | Mapping[str, str] = "",
+    values: Mapping[str, float], *, title: str, unit: str, colour: Colours = None,
     form: str = "{:,.0f}",
 ) -> "Figure":  # fmt: skip
     """Horizontal bars, the first on top, each with its value written at its end."""
     drawn, axes = _figure(7.0, 0.8 + 0.36 * max(len(values), 1))
     names, lengths = list(values), list(values.values())
-    one = dict.fromkeys(names, colour) if isinstance(colour, str) and colour else colour or None
-    placed = axes.barh(names, lengths, color=[hue(name, one) for name in names], height=0.68)
+    placed = axes.barh(names, lengths, color=[hue(name, colour) for name in names], height=0.68)
     axes.bar_label(placed, labels=[form.format(v) for v in lengths], padding=4, fontsize=10.5)
     axes.invert_yaxis()
     _label(axes, title, unit, "")

@@ -1,14 +1,12 @@
 """The receipt of a run: what it paid, collected and learnt, read from the files it left.
 
 `receipt.txt` is for reading. `receipt.json` is for handing in: the same facts, the hash of each
-file they came from, and a hash of its own. `baize check receipt.json` reads the run again and holds
-the two against each other. That shows a mistake, a mixed-up folder or a number changed by hand; it
-is no proof against somebody who writes a whole run by hand.
-
->>> clock(617)
-'10:17'
+file they came from, and a hash of its own. `baize check receipt.json` holds it against the run.
+That shows a mistake, a mixed-up folder or a number changed by hand; it is no proof against somebody
+who writes a whole run by hand.
 """
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -53,10 +51,6 @@ def spent_usd(run: Run) -> float:
     return sum(usd for _, usd, *_ in _rows(run, _BILL))
 
 
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -99,16 +93,18 @@ def facts(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def write_receipt(run: Run, out: Path | None = None, seconds: float | None = None) -> str:
-    """Write `receipt.txt` into `out` and `receipt.json` into `runs/course/`; returns the text."""
+def write_receipt(run: Run, seconds: float | None = None) -> str:
+    """Write `receipt.txt` and `receipt.json` into `runs/course/`; returns the text of the first."""
     found, course = facts(run), runs_dir() / "course"
-    lines = dict(_told(found, run)) | ({"wall time": clock(seconds)} if seconds else {})
+    lines = dict(_told(found, run))
+    if seconds:
+        lines["wall time"] = str(datetime.timedelta(seconds=int(seconds)))
     width = max(map(len, lines))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {"course": __version__, "python": platform.python_version()}
     card = {"run": run.path.name, "versions": versions, **found}
-    write_atomic((out or course) / "receipt.txt", text + "\n")
+    write_atomic(course / "receipt.txt", text + "\n")
     write_atomic(course / "receipt.json", json.dumps(card | {"hash": _hash(card)}, indent=1) + "\n")
     return text
 

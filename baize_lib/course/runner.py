@@ -8,6 +8,7 @@ course from an empty run and writes the outputs into `notebooks/` (in both langu
 
 import base64
 import copy
+import datetime
 import html
 import os
 import re
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from baize_lib.config import BaizeError, Run, runs_dir
 from baize_lib.course.environment import check_environment
-from baize_lib.course.receipt import clock, spent_usd, write_receipt
+from baize_lib.course.receipt import spent_usd, write_receipt
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import template, write_atomic
 
@@ -37,11 +38,11 @@ COURSE, BONUS = ROOT / "notebooks", ROOT / "notebooks" / "bonus"
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """One notebook's run: seconds, and dollars spent by its teacher."""
+    """One notebook's run: how long it took, and dollars spent by its teacher."""
 
     name: str
     title: str
-    seconds: float
+    took: datetime.timedelta
     usd: float
 
 
@@ -66,7 +67,7 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError:
         error = "its Python process died; most often that means the memory was full"
-    seconds = time.perf_counter() - begun
+    took = datetime.timedelta(seconds=int(time.perf_counter() - begun))
     tidy(notebook)
     write_atomic(out / path.name, nbformat.writes(notebook) + "\n")
     write_atomic(out / f"{path.stem}.html", as_html(notebook, path.parent))
@@ -76,7 +77,7 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
             "run the same command again to go on: finished work is kept"
         )
     title = re.search(r"^# +(.+)", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
-    return Executed(path.stem, title[1] if title else path.stem, seconds, spent_usd(run) - spent)
+    return Executed(path.stem, title[1] if title else path.stem, took, spent_usd(run) - spent)
 
 
 def tidy(notebook: "NotebookNode") -> None:
@@ -126,7 +127,7 @@ def _run_all(paths: Sequence[Path], out: Path, run: Run) -> list[Executed]:
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path.stem:<26}", end=" ", flush=True)
         done.append(execute(path, out, run))
-        print(f"{clock(done[-1].seconds)}  ${done[-1].usd:.2f}", flush=True)
+        print(f"{done[-1].took}  ${done[-1].usd:.2f}", flush=True)
     return done
 
 
@@ -153,9 +154,9 @@ def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     if not (report := check_environment(tier)).ok:
         raise BaizeError(f"this machine is not ready:\n{report}")
     done = _run_all(paths, out, run)
-    printed = write_receipt(run, out, time.perf_counter() - begun)
-    index = template(Path(__file__).with_name("index.jinja"))
-    write_atomic(out / "index.html", index.render(done=done, receipt=printed, clock=clock))
+    printed = write_receipt(run, time.perf_counter() - begun)
+    index = template(Path(__file__).with_name("index.jinja")).render(done=done, receipt=printed)
+    write_atomic(out / "index.html", index)
     write_atomic(course / "glossary.html", _glossary())
     print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
 
@@ -179,4 +180,4 @@ def render_course(only: Sequence[str] = ()) -> None:
         for picture in (out / "figures").glob(f"{path.stem[:2]}_*.png"):
             write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
     subprocess.run([sys.executable, ROOT / ".ci" / "chinese.py", "write"], check=True)
-    print(write_receipt(run, out, time.perf_counter() - begun))
+    print(write_receipt(run, time.perf_counter() - begun))

@@ -2,15 +2,12 @@
 
 Everything a model wrote is escaped, by Jinja2: a reply is data, never markup.
 
->>> from baize_lib.dialogue import Message
->>> bubbles([Message("user", "Is 2 < 3?"), Message("assistant", "Yes.")])
+>>> bubbles([{"role": "user", "content": "Is 2 < 3?"}, {"role": "assistant", "content": "Yes."}])
 Human  Is 2 < 3?
 AI     Yes.
->>> "<b>" in table([{"<b>": ["<b>"]}], caption="<b>")._repr_html_()
-False
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,41 +58,40 @@ def side_by_side(replies: Mapping[str, str], title: str = "") -> Shown:
 
 def table(
     rows: "pd.DataFrame | Sequence[Mapping[str, Any]]", *, form: Mapping[str, str] | None = None,
-    caption: str = "",
+    caption: str = "", marks: Mapping[str, tuple[str, str]] | None = None,
 ) -> Shown:  # fmt: skip
-    """Rows as a table without an index; `form` maps a column to a format, e.g. "{:,.0f}"."""
-    forms = form or {}
-    return _table(rows, caption, lambda name, value: (_formed(value, forms.get(name)), ""))
+    """Rows as a table without an index; `form` maps a column to a format, e.g. "{:,.0f}".
+
+    A cell that is a key of `marks` is shown as the sign there, in the colour there.
+    """
+    import pandas as pd
+
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    numeric = pd.api.types.is_numeric_dtype
+    sides = {c: "right" if numeric(frame[c]) else "left" for c in frame.columns}
+    cells = [
+        [_cell(row[c], (form or {}).get(c), marks or {}) for c in sides]
+        for row in frame.to_dict("records")
+    ]
+    texts = pd.DataFrame([[text for text, _ in row] for row in cells], columns=list(sides))
+    markup = template(_PAGE).module.table(caption, list(sides.items()), cells)
+    return Shown(f"{caption}\n{texts.to_string(index=False)}".strip(), markup)
 
 
 def verdicts(
     frame: "pd.DataFrame | Sequence[Mapping[str, Any]]", caption: str = "✓ good, ◐ partly, ✗ bad"
 ) -> Shown:
     """A table whose cells "good", "partly" and "bad" are shown as one coloured mark each."""
-
-    def shown(_: str, value: Any) -> tuple[str, str]:
-        sign, colour = MARKS.get(value, ("", "")) if isinstance(value, str) else ("", "")
-        return (sign, f";color:{colour};font-weight:bold") if sign else (_formed(value), "")
-
-    return _table(frame, caption, shown)
+    return table(frame, caption=caption, marks=MARKS)
 
 
-def _table(rows: Any, caption: str, shown: Callable[[str, Any], tuple[str, str]]) -> Shown:
-    """`shown` gives the text of a cell, from its column and value, and what CSS it adds."""
-    import pandas as pd
-
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    numeric = pd.api.types.is_numeric_dtype
-    sides = {c: "right" if numeric(frame[c]) else "left" for c in frame.columns}
-    cells = [[shown(c, row[c]) for c in sides] for row in frame.to_dict("records")]
-    texts = pd.DataFrame([[text for text, _ in row] for row in cells], columns=list(sides))
-    markup = template(_PAGE).module.table(caption, list(sides.items()), cells)
-    return Shown(f"{caption}\n{texts.to_string(index=False)}".strip(), markup)
-
-
-def _formed(value: Any, form: str | None = None) -> str:
+def _cell(value: Any, form: str | None, marks: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """The text of a cell, and what CSS it adds."""
+    if isinstance(value, str) and value in marks:
+        sign, colour = marks[value]
+        return sign, f";color:{colour};font-weight:bold"
     if value is None or value != value:  # NaN is not equal to itself
-        return "–"
+        return "–", ""
     if form:
-        return form.format(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return form.format(value), ""
+    return f"{value:g}" if isinstance(value, float) else str(value), ""

@@ -1,19 +1,11 @@
 """One dial for the whole course: the tier, and four environment variables that overrule it.
 
 A tier is plain data that holds the very settings objects the wings take, so a notebook passes
-`tier.training` on and copies nothing by hand. The same cells run on a laptop in minutes and
-rebuild Baize on an A100 with a paid teacher.
+`tier.training` on and copies nothing by hand. `BAIZE_TIER` chooses it; `BAIZE_TEACHER`,
+`BAIZE_STUDENT`, `BAIZE_TEACHER_PRICE` and `BAIZE_MAX_CALLS` overrule it, as README.md explains.
 
 >>> TIERS["laptop"].teacher, TIERS["laptop"].selfchat.num_turns
 ('qwen-1.5b', 3)
-
-| variable | overrules |
-|---|---|
-| `BAIZE_TIER` | which tier: `ci`, `laptop` (the default), `t4` or `a100` |
-| `BAIZE_TEACHER` | the teacher: a key of `MODELS`, a GGUF file, a model at `OPENAI_BASE_URL` |
-| `BAIZE_STUDENT` | the student: a key of `MODELS`, a GGUF file, a hub name or a folder |
-| `BAIZE_TEACHER_PRICE` | a hosted teacher's price, USD per million tokens: `input/output` |
-| `BAIZE_MAX_CALLS` | calls to the teacher in flight at the same time |
 """
 
 import json
@@ -114,22 +106,22 @@ def current_tier(name: str | None = None) -> Tier:
     return tier
 
 
-def run_folder(tier: Tier, name: str | None = None) -> Path:
-    """Where the run called `name`, else `BAIZE_RUN`, else like the tier, is or will be."""
-    name = name or os.environ.get("BAIZE_RUN") or tier.name
+def run_folder(tier: Tier) -> Path:
+    """Where the run called `BAIZE_RUN`, else like the tier, is or will be."""
+    name = os.environ.get("BAIZE_RUN") or tier.name
     if re.search(r"[/\\:]|^\.", name):
         raise BaizeError(f"BAIZE_RUN={name!r} is no name: use a word; BAIZE_RUNS says the folder")
     return runs_dir() / name
 
 
-def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
-    """Open (or begin) the run called `name`, else `BAIZE_RUN`, else the tier's name.
+def open_run(tier: Tier | str | None = None) -> Run:
+    """Open (or begin) the run called `BAIZE_RUN`, else like the tier.
 
     The folder remembers its settings in `run.json`, so that two tiers never mix in one folder: a
     BaizeError says what differs. A new run prints what it was begun with.
     """
     tier = tier if isinstance(tier, Tier) else current_tier(tier)
-    path = run_folder(tier, name)
+    path = run_folder(tier)
     card, now = path / "run.json", json.loads(json.dumps({"tier": asdict(tier)}))
     if card.is_file():
         try:
@@ -138,10 +130,9 @@ def open_run(tier: Tier | str | None = None, name: str | None = None) -> Run:
             remedy = "delete that one file, nothing else, and run again"
             raise BaizeError(f"{card} is not readable ({error}): {remedy}") from error
         if differ := _differences(earlier, now["tier"]):
-            what = differ if "selfchat" in earlier else "those of an earlier edition"
             raise BaizeError(
-                f"run folder {path} was made with other settings ({what}): set BAIZE_RUN to a new "
-                "name, or delete the folder if you no longer need it"
+                f"run folder {path} was made with other settings ({differ}): set BAIZE_RUN to a "
+                "new name, or delete the folder if you no longer need it"
             )
     else:
         write_atomic(card, json.dumps(now, indent=1))
