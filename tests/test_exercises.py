@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -125,10 +126,22 @@ def test_a_value_found_in_ones_own_run_is_checked_against_it(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "right"), [(np.float64(0.714), 5 / 7), (np.bool_(True), True), (np.int64(3), 3)]
-)
-def test_numbers_of_numpy_are_numbers(given, right):
+    ("given", "right"),
+    [(np.float64(0.714), 5 / 7), (np.bool_(True), True), (np.int64(3), 3),
+     (np.array([-100, 6, 7]), [-100, 6, 7]), ([np.float64(1.5), 2], [1.5, 2])],
+)  # fmt: skip
+def test_numbers_and_arrays_of_numpy_are_numbers_and_lists(given, right):
     assert exercises.same(given, right)
+
+
+def test_an_attempt_that_changes_what_it_is_given_does_not_spoil_the_next():
+    right = eval(GIVEN["04-2"]["right"][0])
+    assert verdict("04-2", lambda ids, answered: ids.clear()).startswith("not yet")
+    assert verdict("04-2", right).startswith("passed")
+
+
+def test_what_cannot_be_compared_is_told_and_does_not_stop_the_notebook():
+    assert verdict("04-2", lambda ids, said: pd.DataFrame([ids])).startswith("not yet")
 
 
 def test_an_answer_that_raises_is_told_and_does_not_stop_the_notebook():

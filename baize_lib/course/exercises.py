@@ -1,13 +1,10 @@
 """The checks behind every "Try it": one line that says passed, not yet (and why), or not attempted.
 
 An exercise is a function to complete, or a value to find. What still is `...` counts as untouched,
-so a notebook runs from top to bottom before anybody has solved anything. The right answer is told
-at the second try, not at the first. The cases are in `exercises.yaml`; a pass
-is noted in the run, for its receipt.
+so a notebook runs before anybody has solved anything. The right answer is told at the second try.
+The cases are in `exercises.yaml`; a pass is noted in the run, for its receipt.
 
->>> def cost_usd(num_dialogues, tokens_each, usd_per_million):
-...     return ...
->>> check_exercise("00-1", cost_usd)
+>>> check_exercise("00-1", lambda num, tokens, price: ...)
 00-1: not attempted yet
 >>> check_exercise("00-1", lambda num, tokens, price: num * tokens * price)
 00-1: not yet: (1000, 448, 2.0) gave 896000.0, which is not it
@@ -15,6 +12,7 @@ is noted in the run, for its receipt.
 'passed (3 cases)'
 """
 
+import copy
 import datetime
 import functools
 import json
@@ -74,16 +72,16 @@ def verdict(exercise: str, attempt: Any, expected: Any = None, *, tell: bool = T
     for arguments, right in known:
         asked = repr(tuple(arguments)) if len(arguments) > 1 else "".join(map(repr, arguments))
         try:
-            given = attempt(*arguments) if callable(attempt) else attempt
+            given = attempt(*copy.deepcopy(arguments)) if callable(attempt) else attempt
+            is_right = same(given, right)
         except Exception as error:  # noqa: BLE001 - a learner's code may raise anything
             return f"not yet: {asked} raised {type(error).__name__}: {error}"
         if given is ...:
             return "not attempted yet"
-        if not same(given, right):
+        if not is_right:
             gave = f"{asked} gave" if asked else "this is"
-            return (
-                f"not yet: {gave} {given!r}, {f'expected {right!r}' if tell else 'which is not it'}"
-            )
+            so = f"expected {right!r}" if tell else "which is not it"
+            return f"not yet: {gave} {given!r}, {so}"
     return f"passed ({len(known)} case{'s' if len(known) > 1 else ''})"
 
 
@@ -95,7 +93,7 @@ def same(given: Any, right: Any) -> bool:
     >>> same(160.00000000000003, 160), same(0.71, 5 / 7), same(0.0, 0.0009), same(1, True)
     (True, True, False, False)
     """
-    given = given.item() if hasattr(given, "item") else given  # a number of numpy or torch
+    given = given.tolist() if hasattr(given, "tolist") else given  # of numpy, torch or pandas
     if isinstance(right, bool) or isinstance(given, bool):
         return given is right
     if isinstance(right, int | float) and isinstance(given, int | float):
@@ -105,4 +103,4 @@ def same(given: Any, right: Any) -> bool:
         return math.isclose(given, right, rel_tol=digits, abs_tol=1e-9)
     if isinstance(right, list) and isinstance(given, list | tuple):
         return len(given) == len(right) and all(map(same, given, right))
-    return given == right
+    return bool(given == right)

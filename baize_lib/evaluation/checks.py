@@ -5,10 +5,9 @@ Each kind of prompt has one check, fed by the prompt's own `check` record:
     check("fact", {"says": ["Dodoma"], "rivals": ["Dar es Salaam"]}, ["Dodoma, not Dar es Salaam."])
     -> Verdict("good", "says Dodoma")
 
-Such checks look for words, and run code; they do not understand. Where the words do not settle it
-the verdict is "look": no mark, a person has to read. How often the others are wrong is measured on
-answers labelled by hand; a part of those was kept away from whoever wrote the checks, and
-`check_errors` reports that part. Read a score together with its row there.
+They look for words, and run code; they do not understand. Where the words do not settle it the
+verdict is "look": a person has to read. How often the others are wrong, `check_errors` measures on
+answers labelled by hand and kept away from whoever wrote the checks: read a score beside that.
 """
 
 import functools
@@ -66,13 +65,13 @@ _LISTED = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encodin
 _WORDS = {name: re.compile(put, re.VERBOSE | re.MULTILINE) for name, put in _LISTED.items()}
 
 
+# ---- What a text says
+
+
 def _says(name: str, text: str) -> str:
     """What in the text matches that pattern of `words.toml`, or ""."""
     found = _WORDS[name].search(text)
     return found[0].strip() if found else ""
-
-
-# ---- What a text says
 
 
 def _plain(text: str) -> str:
@@ -83,9 +82,8 @@ def _plain(text: str) -> str:
 
 def _pattern(listed: Iterable[str]) -> re.Pattern[str]:
     """Any of the words, the longest first, where a word begins; Chinese ones may stand anywhere."""
-    starts = {True: r"\b", False: ""}
     longest = sorted(map(_plain, listed), key=len, reverse=True)
-    parts = [starts[bool(re.match("[a-z0-9]", word))] + re.escape(word) for word in longest]
+    parts = [r"\b" * bool(re.match("[a-z0-9]", word)) + re.escape(word) for word in longest]
     return re.compile("|".join(parts) or r"(?!)")
 
 
@@ -311,14 +309,9 @@ def check_errors(tried: Iterable[Mapping[str, Any]] | None = None) -> "pd.DataFr
     import pandas as pd
 
     frame = pd.DataFrame(try_checks() if tried is None else tried)
-    good, called, look = (
-        frame["label"] == "good",
-        frame["grade"] == "good",
-        frame["grade"] == "look",
-    )
-    counts = {"good": good, "called": called, "both": good & called, "decided": good & ~look}
-    sums = frame[["check", "language"]].assign(answers=1, look=look, **counts)
-    sums = sums.groupby(["check", "language"], sort=False).sum()
-    shares = {"precision": sums["both"] / sums["called"], "recall": sums["both"] / sums["decided"]}
-    sums = sums.assign(**shares, look=sums["look"] / sums["answers"])
-    return sums[["answers", "good", "precision", "recall", "look"]].reset_index()
+    good, called = frame["label"] == "good", frame["grade"] == "good"
+    rows = frame.assign(answers=1, good=good, look=frame["grade"] == "look")
+    rows["precision"] = good.astype(float).where(called)  # a mean leaves out what is missing
+    rows["recall"] = called.astype(float).where(good & ~rows["look"])
+    how = {"answers": "sum", "good": "sum"} | dict.fromkeys(("precision", "recall", "look"), "mean")
+    return rows.groupby(["check", "language"], sort=False).agg(how).reset_index()

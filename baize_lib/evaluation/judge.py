@@ -2,13 +2,13 @@
 
 A judge is shown two answers, in both orders, and counts only when it names the same one twice; or
 it gives each answer 1 to 100 points, as ChatGPT did for Baize's second version (paper, section 3).
-Whatever it says about your models, look first at pairs whose better answer is known:
+First try it on pairs whose better answer is known:
 
     judgements = await compare(teacher, pairs)      # good answers as `a`, bad ones as `b`
     bias_table(judgements)     # does it decide? is it right? or does it just like the first answer?
 
-What it is told stands in `judge.toml`. Position and length bias: Zheng et al. 2023, arXiv
-2306.05685; the mean of several draws as a finer score: Liu et al. 2023, arXiv 2303.16634.
+Position and length bias: Zheng et al. 2023, arXiv 2306.05685; the mean of several draws as a finer
+score: Liu et al. 2023, arXiv 2303.16634.
 """
 
 import itertools

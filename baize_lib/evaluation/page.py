@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["page"]
 
-_ENDED = {
-    "end": "stopped by itself", "length": "cut at the token limit",
-    "tag": "went on to speak for the human, and was cut there",
-}  # fmt: skip
-
 
 def page(
     prompts: Sequence[Prompt],
@@ -59,7 +54,7 @@ def page(
     alike = lines.groupby(how, sort=False)["tokens"].agg(replies="size", tokens="sum")
     text = template(Path(__file__).with_name("page.jinja")).render(
         models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
-        prompts=prompts, shown=shown, graded=graded, parts=prose_and_code, ended=_ENDED,
+        prompts=prompts, shown=shown, graded=graded, parts=prose_and_code,
         grades=lambda p: {m: graded[p.id, m].grade for m in models if (p.id, m) in graded},
         reported=list(dict.fromkeys(name for p in prompts for name in p.article)),
         kinds=[kind for kind in CHECKS if any(p.category == kind for p in prompts)],

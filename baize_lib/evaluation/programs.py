@@ -1,13 +1,12 @@
 """The code in an answer: found as a careful reader would find it, run, and compared.
 
-An answer may hold a program in pieces, several variants, shell commands and sample output beside
-it, a fence left open. `programs_in` gives what a reader might run, the whole first:
+An answer may hold a program in pieces, several variants, shell commands, sample output, an open
+fence. `programs_in` gives what a reader might run, the whole first; the best of them counts:
 
     programs_in("~~~\\nx = 1\\n~~~\\nor\\n~~~\\nx = 2\\n~~~") -> ["x = 1\\nx = 2", "x = 1", "x = 2"]
 
-The best of them counts. Each is tried on several cases: a program prints the right thing also when
-the text or number it was asked about is another one, a function is called with unlike arguments.
-Expected results never enter the sandbox; what came out of it is compared here.
+Each is tried on unlike cases: a program also with another text or number than it was asked about, a
+function with several arguments. Expected results never enter the sandbox: they are compared here.
 """
 
 import ast
@@ -195,9 +194,8 @@ def _defines(cases: Sequence[Mapping[str, Any]], code: str) -> Found:
             pairs = zip(results, cases, strict=True)
             grade, seen = min((_compared(*pair, wrote) for pair in pairs), key=_rank)
             found.append((grade, f"{str(row.get('name'))[:40]}() {seen}"))
-    if found or outcome.ended != "ok":
-        return max(found, key=_rank) if found else _how_it_ended(outcome)
-    return "bad", "no function"
+    ended = ("bad", "no function") if outcome.ended == "ok" else _how_it_ended(outcome)
+    return max(found, key=_rank, default=ended)
 
 
 def _compared(result: Any, case: Mapping[str, Any], wrote: Sequence[Any]) -> Found:
@@ -216,9 +214,9 @@ def _compared(result: Any, case: Mapping[str, Any], wrote: Sequence[Any]) -> Fou
         return ("good", "works") if near else wrong
     if type(value) is not type(expected) or value != expected:
         return wrong
-    plain = ("NoneType", "bool", "int", "str", "list", "dict")
-    same = result.get("kind") in plain
-    return ("good", "works") if same else ("partly", "gives the right items as another type")
+    if result.get("kind") in ("NoneType", "bool", "int", "str", "list", "dict"):
+        return "good", "works"
+    return "partly", "gives the right items as another type"
 
 
 def _json(text: str) -> Any:

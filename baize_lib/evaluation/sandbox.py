@@ -1,7 +1,6 @@
 """Run code a model wrote, without trusting it.
 
-A check that only reads code is easily fooled; one that runs it must survive what it runs. The code
-gets a process, a folder and an environment of its own, and limits it cannot raise:
+The code gets a process, a folder and an environment of its own, and limits it cannot raise:
 
     run_code("print(6 * 7)").stdout                            -> "42\\n"
     run_code("while True: pass").ended                         -> "timeout"

@@ -5,10 +5,9 @@
     true_shares(prompts, graded)                      # what the share of good answers *is*
     compare_arms(one, other, prompts)                 # is that difference more than chance?
 
-Three things make such numbers too sure of themselves, and each has its cure here. Few answers: an
-interval, and `visible_difference` before you begin. The same prompts for both models: paired tests,
-with twins (a prompt and its look-alike or translation) taken as one. Checks that err: their error,
-measured on labelled answers, is carried into the share.
+Three things make such numbers too sure. Few answers: see the interval, and `visible_difference`
+before you begin. The same prompts for both models: test in pairs, with twins (a prompt and its
+look-alike or translation) as one. Checks that err: their measured error goes into the share.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
