@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 from baize_lib.config import BaizeError
 from baize_lib.course.cli import app
 from baize_lib.course.exercises import check_exercise
-from baize_lib.course.receipt import _hash, check_receipt, spent_usd, write_receipt
+from baize_lib.course.receipt import _hash, check_receipt, write_receipt
 from baize_lib.course.runner import (
     COURSE,
     ROOT,
-    Executed,
     _chosen,
     _glossary,
     _run_all,
@@ -61,8 +60,7 @@ async def paid(run, purpose, usd, given, said):
 
 def test_an_executed_notebook_is_tidy_and_has_a_page(run, tmp_path):
     path = notebook(tmp_path / "in" / "00_a.ipynb", "print('hello')", "1 + 1")
-    done = execute(path, tmp_path / "out", run)
-    assert (done.title, done.usd) == ("A small notebook", 0.0)
+    execute(path, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8"))
     code = [cell for cell in written["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == [1, 2]
@@ -77,7 +75,7 @@ def test_a_page_carries_the_pictures_of_its_text(run, tmp_path):
     book = nbformat.read(path, 4)
     book.cells[0].source += "\n\n[![A badge](../figures/badge.svg)](https://example.org)"
     nbformat.write(book, path)
-    execute(path, tmp_path / "out", run)
+    execute(path, tmp_path / "out")
     page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
     assert '<img alt="A badge" src="data:image/svg+xml;base64,PHN2Zy8+"' in page
     assert "data:image" not in (tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8")
@@ -87,7 +85,7 @@ def test_a_notebook_that_fails_is_kept_up_to_its_error_and_stops_the_course(run,
     first = notebook(tmp_path / "in" / "00_a.ipynb", "print('before')", "1 / 0")
     second = notebook(tmp_path / "in" / "01_b.ipynb", "print('never')")
     with pytest.raises(BaizeError, match=r"00_a\.ipynb stopped: ZeroDivisionError"):
-        _run_all([first, second], tmp_path / "out", run)
+        _run_all([first, second], tmp_path / "out")
     assert "[1/2] 00_a" in capsys.readouterr().out
     assert "before" in (tmp_path / "out" / "00_a.ipynb").read_text(encoding="utf-8")
     assert not (tmp_path / "out" / "01_b.ipynb").exists()
@@ -100,14 +98,13 @@ def test_the_receipt_adds_up_all_that_was_paid_whatever_for(run):
     write_atomic(run.corpus_dir / "card.json", json.dumps({"kept": 1}))
     card = {"num_tokens": 1200, "seconds": 6.0, "loss_before": 2.0, "loss_after": 1.5}
     write_atomic(run.adapter_dir / "baize_run.json", json.dumps(card))
-    printed = write_receipt(run, seconds=75)
+    printed = write_receipt(run)
     for expected in (
         "2 finished of 3, 1 kept", "spent, self-chat  $0.7500, 200 tokens in, 100 out",
-        "spent, judge      $0.2500", "spent             $1.0000", "gpt-3.5-turbo",
-        "1,200 tokens in 6 s", "2.000 before, 1.500 after", "wall time         0:01:15",
+        "spent, judge      $0.2500", "spent             $1.0000",
+        "1,200 tokens in 6 s", "2.000 before, 1.500 after",
     ):  # fmt: skip
         assert expected in printed
-    assert spent_usd(run) == 1.0
 
 
 def test_the_receipt_of_an_empty_run_says_what_has_not_run(run):
@@ -217,7 +214,7 @@ def test_a_page_needs_no_network_and_its_figures_keep_their_alt_text(run, tmp_pa
         "plots.show(plots.bars({'a': 1}, title='t', unit='u'), 'x', 'One \"bar\" <b>')"
     )
     path = notebook(tmp_path / "in" / "00_a.ipynb", figure)
-    execute(path, tmp_path / "out", run)
+    execute(path, tmp_path / "out")
     page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
     assert 'alt="One &quot;bar&quot; &lt;b&gt;"' in page or "alt='One \"bar\" &lt;b&gt;'" in page
     assert not re.findall(r"""(?:src|import|from)\s*=?\s*["'](?:https?:)?//[^"']+""", page)
@@ -229,7 +226,7 @@ def test_a_page_links_to_pages_and_the_glossary_is_one(run, tmp_path):
     book = nbformat.read(path, 4)
     book.cells[0].source += "\n[next](bonus/07_b.ipynb), [words](../glossary.md#lora), [it](a.py)"
     nbformat.write(book, path)
-    execute(path, tmp_path / "out", run)
+    execute(path, tmp_path / "out")
     page = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
     linked = re.findall(r'href="([^"#][^"]*)"', page)
     assert linked == ["bonus/07_b.html", "../glossary.html#lora", "a.py"]
@@ -238,11 +235,11 @@ def test_a_page_links_to_pages_and_the_glossary_is_one(run, tmp_path):
 
 
 def test_the_index_escapes_what_notebooks_and_their_files_say():
-    done = [Executed("00_'><script>", "<script>", timedelta(seconds=61), 0.5)]
+    took = {"00_'><script>": timedelta(seconds=61)}
     page = template(ROOT / "baize_lib/course/index.jinja").render(
-        done=done, receipt="<b>receipt</b>"
+        took=took, receipt="<b>receipt</b>"
     )
-    assert "<script" not in page
+    assert "<script" not in page and "&lt;script&gt;</a>" in page
     assert "&lt;b&gt;receipt" in page
     assert "0:01:01" in page
 
@@ -261,4 +258,4 @@ def test_a_notebook_that_is_not_there_is_refused_with_those_there_are():
 def test_a_dead_kernel_is_told_as_what_it_mostly_is(run, tmp_path):
     path = notebook(tmp_path / "in" / "00_a.ipynb", "import os; os._exit(9)")
     with pytest.raises(BaizeError, match="memory was full"):
-        execute(path, tmp_path / "out", run)
+        execute(path, tmp_path / "out")

@@ -6,7 +6,6 @@ That shows a mistake, a mixed-up folder or a number changed by hand; it is no pr
 who writes a whole run by hand.
 """
 
-import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -28,7 +27,6 @@ from baize_lib.evaluation.attempts import first_attempts
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.evaluation.statistics import grade
 from baize_lib.files import sha256_of, write_atomic
-from baize_lib.teacher.prices import Usage, shadow_cost
 
 __all__ = []
 
@@ -44,11 +42,6 @@ def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
         return []
     with closing(sqlite3.connect(f"{run.calls_file.resolve().as_uri()}?mode=ro", uri=True)) as db:
         return db.execute(query).fetchall()
-
-
-def spent_usd(run: Run) -> float:
-    """USD this run has spent so far, whatever for."""
-    return sum(usd for _, usd, *_ in _rows(run, _BILL))
 
 
 def _hash(content: Any) -> str:
@@ -76,6 +69,7 @@ def facts(run: Run) -> dict[str, Any]:
     for (_, model), verdict in grade(prompts, attempts).items():
         verdicts.setdefault(model, Counter())[verdict.grade] += 1
     trained = ("num_tokens", "seconds", "loss_before", "loss_after")
+    spent = _rows(run, _BILL)
     found = {
         "tier": {name: tier.get(name) for name in ("name", "teacher", "student")},
         "random_seeds": {
@@ -84,7 +78,7 @@ def facts(run: Run) -> dict[str, Any]:
             "answers": sorted({line["seed"] for a in attempts for line in a.turns}),
         },
         "dialogues": len(statuses), "finished": statuses.count("ok"), "kept": corpus.get("kept"),
-        "spent": _rows(run, _BILL), "usd": spent_usd(run),
+        "spent": spent, "usd": sum(usd for _, usd, *_ in spent),
         "trained": {name: adapter.get(name) for name in trained},
         "verdicts on the article's questions": verdicts,
         "exercises": passed_exercises(run),
@@ -93,12 +87,10 @@ def facts(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def write_receipt(run: Run, seconds: float | None = None) -> str:
+def write_receipt(run: Run) -> str:
     """Write `receipt.txt` and `receipt.json` into `runs/course/`; returns the text of the first."""
     found, course = facts(run), runs_dir() / "course"
     lines = dict(_told(found, run))
-    if seconds:
-        lines["wall time"] = str(datetime.timedelta(seconds=int(seconds)))
     width = max(map(len, lines))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -114,13 +106,9 @@ def _told(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
     kept = "– kept (notebook 03 has not run)" if found["kept"] is None else f"{found['kept']} kept"
     made = f"{found['finished']} finished of {found['dialogues']}, {kept}"
     yield "dialogues", made if found["dialogues"] else "– (notebook 02 has not run)"
-    usage = Usage()
     for purpose, usd, given, said in found["spent"]:
         yield f"spent, {purpose}", f"${usd:.4f}, {given:,} tokens in, {said:,} out"
-        usage += Usage(input=given, output=said)
     yield "spent", f"${found['usd']:.4f}"
-    for other in shadow_cost(usage) if found["dialogues"] else ():
-        yield f"at {other.model}", f"${other.usd:.4f} ({other.as_of})"
     card = found["trained"]
     if card["num_tokens"] is None:
         yield "adapter", "– (notebook 04 has not run)"

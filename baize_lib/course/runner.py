@@ -17,13 +17,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baize_lib.config import BaizeError, Run, runs_dir
+from baize_lib.config import BaizeError, runs_dir
 from baize_lib.course.environment import check_environment
-from baize_lib.course.receipt import spent_usd, write_receipt
+from baize_lib.course.receipt import write_receipt
 from baize_lib.course.tiers import current_tier, open_run
 from baize_lib.files import template, write_atomic
 
@@ -36,17 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COURSE, BONUS = ROOT / "notebooks", ROOT / "notebooks" / "bonus"
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """One notebook's run: how long it took, and dollars spent by its teacher."""
-
-    name: str
-    title: str
-    took: datetime.timedelta
-    usd: float
-
-
-def execute(path: Path, out: Path, run: Run) -> Executed:
+def execute(path: Path, out: Path) -> None:
     """Run one notebook in its own kernel; write it and its HTML into `out`.
 
     Where a cell fails, they are written up to there, and a BaizeError says which and why.
@@ -56,7 +45,7 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     notebook = nbformat.read(path, as_version=4)
-    spent, begun, error = spent_usd(run), time.perf_counter(), ""
+    error = ""
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": path.parent}},
@@ -67,7 +56,6 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError:
         error = "its Python process died; most often that means the memory was full"
-    took = datetime.timedelta(seconds=int(time.perf_counter() - begun))
     tidy(notebook)
     write_atomic(out / path.name, nbformat.writes(notebook) + "\n")
     write_atomic(out / f"{path.stem}.html", as_html(notebook, path.parent))
@@ -76,8 +64,6 @@ def execute(path: Path, out: Path, run: Run) -> Executed:
             f"{path.name} stopped: {error}\nSee {os.path.relpath(out / path.name)}; "
             "run the same command again to go on: finished work is kept"
         )
-    title = re.search(r"^# +(.+)", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
-    return Executed(path.stem, title[1] if title else path.stem, took, spent_usd(run) - spent)
 
 
 def tidy(notebook: "NotebookNode") -> None:
@@ -122,13 +108,16 @@ def _glossary() -> str:
     return as_html(new_notebook(cells=[new_markdown_cell(words)]), COURSE)
 
 
-def _run_all(paths: Sequence[Path], out: Path, run: Run) -> list[Executed]:
-    done: list[Executed] = []
+def _run_all(paths: Sequence[Path], out: Path) -> dict[str, datetime.timedelta]:
+    """How long each notebook took, by its name."""
+    took = {}
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path.stem:<26}", end=" ", flush=True)
-        done.append(execute(path, out, run))
-        print(f"{done[-1].took}  ${done[-1].usd:.2f}", flush=True)
-    return done
+        begun = time.perf_counter()
+        execute(path, out)
+        took[path.stem] = datetime.timedelta(seconds=int(time.perf_counter() - begun))
+        print(took[path.stem], flush=True)
+    return took
 
 
 def _chosen(only: Sequence[str], *folders: Path) -> list[Path]:
@@ -147,18 +136,18 @@ def _chosen(only: Sequence[str], *folders: Path) -> list[Path]:
 
 def run_course(only: Sequence[str] = (), *, bonus: bool = False) -> None:
     """Run the notebooks into `runs/course/`, print the receipt and where the index is."""
-    tier, begun, course = current_tier(), time.perf_counter(), runs_dir() / "course"
+    tier, course = current_tier(), runs_dir() / "course"
     paths, out = _chosen(only, BONUS if bonus else COURSE), course / "bonus" if bonus else course
     run = open_run(tier)
     print(f"{tier}\ninto {os.path.relpath(run.path)}\n")
     if not (report := check_environment(tier)).ok:
         raise BaizeError(f"this machine is not ready:\n{report}")
-    done = _run_all(paths, out, run)
-    printed = write_receipt(run, time.perf_counter() - begun)
-    index = template(Path(__file__).with_name("index.jinja")).render(done=done, receipt=printed)
+    took = _run_all(paths, out)
+    printed, total = write_receipt(run), sum(took.values(), datetime.timedelta())
+    index = template(Path(__file__).with_name("index.jinja")).render(took=took, receipt=printed)
     write_atomic(out / "index.html", index)
     write_atomic(course / "glossary.html", _glossary())
-    print(f"\n{printed}\n\nopen {os.path.relpath(out / 'index.html')}")
+    print(f"\n{printed}\n\n{total} in all; open {os.path.relpath(out / 'index.html')}")
 
 
 def render_course(only: Sequence[str] = ()) -> None:
@@ -168,16 +157,16 @@ def render_course(only: Sequence[str] = ()) -> None:
     on the files of the last render.
     """
     os.environ["BAIZE_RUN"] = "render"
-    paths, begun = _chosen(only, COURSE, *[BONUS] if only else []), time.perf_counter()
+    paths = _chosen(only, COURSE, *[BONUS] if only else [])
     if not only:
         shutil.rmtree(runs_dir() / "render", ignore_errors=True)
     run = open_run()
     out = run.path / "executed"
     os.environ["BAIZE_FIGURES"] = str(out / "figures")
-    _run_all(paths, out, run)
+    _run_all(paths, out)
     for path in paths:
         write_atomic(path, (out / path.name).read_bytes())
         for picture in (out / "figures").glob(f"{path.stem[:2]}_*.png"):
             write_atomic(ROOT / "figures" / picture.name, picture.read_bytes())
     subprocess.run([sys.executable, ROOT / ".ci" / "chinese.py", "write"], check=True)
-    print(write_receipt(run, time.perf_counter() - begun))
+    print(write_receipt(run))
