@@ -1,13 +1,8 @@
 """A dialogue, and every text format it travels in.
 
-Roles are `user` and `assistant`, as in the ecosystem; Baize's own format writes them as tags:
-
-    The conversation between human and AI assistant.
-    [|Human|] What is LoRA?
-    [|AI|] A way to fine-tune a large model by training two small matrices.
-
-`pieces` is the one function that lays a dialogue out as text. Training and inference both call it,
-so the text a model is asked with is, to the character, the text it was trained on.
+Roles are `user` and `assistant`; Baize's own format writes them as tags. `pieces` is the one
+function that lays a dialogue out as text. Training and inference both call it, so the text a model
+is asked with is, to the character, the text it was trained on.
 
 >>> question, answer = Message("user", "What is LoRA?"), Message("assistant", "Two small matrices.")
 >>> print(render([question, answer], eos="</s>"))
@@ -19,14 +14,13 @@ The conversation between human and AI assistant.
 import contextlib
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
+from baize_lib.files import compiled, written
 
 __all__ = [
     "Message", "Dialogue", "HEADER", "pieces", "render", "fenced", "without_thoughts",
@@ -41,17 +35,13 @@ HEADER = {
 LANGUAGES = tuple(HEADER)  # what the whole path, from seeds to evaluation, can be told to speak
 TEMPLATE = "baize-v1+eos"  # stored with an adapter: another template, another model
 
-_WRITTEN = tomllib.loads(Path(__file__).with_name("marks.toml").read_text(encoding="utf-8"))
-_WRITTEN["thought"] %= _WRITTEN
-_FLAGS = re.VERBOSE | re.IGNORECASE | re.MULTILINE
-_MARKS = {name: re.compile(text, _FLAGS) for name, text in _WRITTEN.items()}
+_MARKS = compiled(written(__file__, "marks.toml"))
 
 
 def check_language(language: str) -> str:
     """`language`; a BaizeError if the course does not speak it."""
     if language not in LANGUAGES:
-        known = ", ".join(LANGUAGES)
-        raise BaizeError(f"language={language!r} is not known: use one of {known}")
+        raise BaizeError(f"language={language!r} is not known: use one of {', '.join(LANGUAGES)}")
     return language
 
 
@@ -109,9 +99,8 @@ def pieces(
     """Lay a dialogue out in Baize's format, cut where the loss mask changes.
 
     A reply's piece starts with the space after its tag and ends with `eos`, the tokenizer's end
-    token: the model learns to stop. (Baize v1 wrote none, so it had to be stopped from outside.)
-    Messages alternate; a leading system message replaces the header. With `open_reply` the last is
-    the user's, and the text ends on an open tag for a model to continue.
+    token: the model learns to stop. Messages alternate; a leading system message replaces the
+    header. With `open_reply` the last is the user's, and the text ends on an open tag.
     """
     header, messages = HEADER[check_language(language)], as_messages(messages)
     if messages and messages[0].role == "system":
@@ -160,8 +149,8 @@ _ANY_MARKS = re.compile("```|~~~")  # found faster than a fence
 def fenced(text: str) -> list[Fence]:
     """The fenced blocks of code of a text, in order: ``` or ~~~, three marks or more.
 
-    As in CommonMark, in lists and quotes too. And as models write them: a fence may open after a
-    colon or a speaker's tag, and one with an info string where another is open ends that one.
+    As in CommonMark, and as models write them: a fence may open after a colon or a speaker's tag,
+    and one with an info string where another is open ends that one.
 
     >>> [(block.info, block.code) for block in fenced("Like this:\\n~~~js\\nlet a\\n~~~\\nDone.")]
     [('js', 'let a\\n')]

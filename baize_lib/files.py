@@ -1,7 +1,7 @@
-"""Files that survive a crash: atomic writes, and JSON lines that name the place of a fault.
+"""Files that survive a crash, JSON lines that name the place of a fault, and a room's own data.
 
-A reader of a half-written file is the bug behind most lost data. `write_atomic` makes a file appear
-whole or not at all; `read_jsonl` tells which line of which file is broken.
+A reader of a half-written file is the bug behind most lost data: `write_atomic` makes a file appear
+whole or not at all.
 
 >>> import tempfile, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.jsonl"
@@ -15,8 +15,10 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,10 +63,9 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_jsonl(path: Path | str, *, torn_tail_ok: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a UTF-8 file, one a line; blank lines are skipped.
+    """Yield the JSON objects of a UTF-8 file, one a line; a BaizeError names the line that is none.
 
-    `torn_tail_ok` passes over a last line that a crash cut off: without an end, and no JSON. Else a
-    BaizeError names the file and the line that is no JSON object.
+    `torn_tail_ok` passes over a last line that a crash cut off: without an end, and no JSON.
     """
     path = Path(path)
     if not path.is_file():
@@ -115,6 +116,21 @@ def text_hash(text: str) -> str:
     '9ed868d336bd4da2'
     """
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def written(room: str, name: str) -> dict[str, Any]:
+    """The TOML file beside a room (its `__file__`): words, names and patterns are data."""
+    return tomllib.loads(Path(room).with_name(name).read_text(encoding="utf-8"))
+
+
+def compiled(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    """Verbose patterns by name, upper and lower case alike, line by line; %(name)s is another."""
+    flags = re.VERBOSE | re.IGNORECASE | re.MULTILINE
+    whole = {
+        name: re.sub(r"%\((\w+)\)s", lambda other: patterns[other[1]], text)
+        for name, text in patterns.items()
+    }
+    return {name: re.compile(text, flags) for name, text in whole.items()}
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """What two texts have in common: words, sameness, language, near-duplicates; and refusals.
 
-The whole course asks these questions here, so that a word is a word everywhere. The word lists
-and the longer patterns stand in `words.toml`.
+The whole course asks these questions here, so that a word is a word everywhere. Word lists and
+longer patterns stand in `words.toml`.
 
 >>> near_duplicates(["hi there you", "no", "Hi there, you"])
 [[0, 2]]
@@ -9,15 +9,14 @@ and the longer patterns stand in `words.toml`.
 
 import math
 import re
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import fenced
+from baize_lib.files import compiled, written
 
 __all__ = [
     "words", "content_words", "shares_a_word", "language_of", "declines", "jaccard",
@@ -62,10 +61,9 @@ def prose(text: str) -> str:
     return re.sub(r"`[^`\n]+`", " ", text).replace("’", "'")
 
 
-_WRITTEN = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
-_EMPTY = frozenset(words(_WRITTEN["empty"]))
-_EMPTY_ZH = re.compile(_WRITTEN["empty_zh"], re.VERBOSE)
-_ASKED_WITH = {name: re.compile(put, re.VERBOSE) for name, put in _WRITTEN["asked_with"].items()}
+_WRITTEN = written(__file__, "words.toml")
+_EMPTY, _ENGLISH = (frozenset(words(_WRITTEN[name])) for name in ("empty", "english"))
+_PATTERN, _ASKED_WITH = compiled(_WRITTEN["pattern"]), compiled(_WRITTEN["asked_with"])
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -74,7 +72,7 @@ def content_words(text: str) -> frozenset[str]:
     >>> sorted(content_words("How do I save my data to a file?"))
     ['data', 'file', 'save']
     """
-    return frozenset(words(_EMPTY_ZH.sub(" ", text))) - _EMPTY
+    return frozenset(words(_PATTERN["empty_zh"].sub(" ", text))) - _EMPTY
 
 
 def same_question(one: str, other: str) -> bool:
@@ -82,8 +80,6 @@ def same_question(one: str, other: str) -> bool:
     and do not ask with different question words: why is not when.
 
     >>> same_question("How do I sort a list?", "how do you sort the lists")
-    True
-    >>> same_question("番茄怎么种？", "如何种番茄？")
     True
     """
     asked, stems = zip(*map(_question, (one, other)), strict=True)
@@ -110,19 +106,12 @@ def shares_a_word(question: str, said: str) -> bool:
     """Whether the question takes up a word of what was said.
 
     Of Chinese two neighbouring characters that say something count as a word, and a lone one.
-
-    >>> shares_a_word("花盆要多大？", "请选一个底部有孔的大花盆。")
-    True
     """
     if any(not re.match(f"[{_HAN}]", stem) for stem in _question(question)[1] & _question(said)[1]):
         return True
-    runs = re.findall(f"[{_HAN}]+", _EMPTY_ZH.sub(" ", question))
+    runs = re.findall(f"[{_HAN}]+", _PATTERN["empty_zh"].sub(" ", question))
     pairs = (run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1)))
     return any(pair in said for pair in pairs)
-
-
-_ENGLISH = frozenset(_WRITTEN["english"].split())
-_ENOUGH = 160  # characters: more hardly say anything new about the language, and cost time
 
 
 @lru_cache(maxsize=1 << 13)
@@ -134,7 +123,7 @@ def language_of(text: str) -> str:
     >>> language_of("Dar es Salaam"), language_of("x = 1")
     ('', '')
     """
-    said = prose(text).strip()[:_ENOUGH]
+    said = prose(text).strip()[:160]  # more hardly says anything new, and costs time
     if said.isascii() and len(_ENGLISH.intersection(words(said))) >= 3:
         return "en"
     language, sure = _identifier().classify(said)
@@ -152,16 +141,13 @@ def _identifier() -> Any:
     return identifier
 
 
-_DECLINES = re.compile(_WRITTEN["declines"], re.IGNORECASE | re.VERBOSE)
-
-
 def declines(text: str) -> str:
     """The words with which a text declines within its first 400 characters, or "".
 
     >>> declines("I'm sorry, but I can't assist with that."), declines("I can't help but smile.")
     ("I'm sorry, but I can't", '')
     """
-    found = _DECLINES.search(prose(text[:400]))
+    found = _PATTERN["declines"].search(prose(text[:400]))
     return found[0].strip() if found else ""
 
 
@@ -188,10 +174,10 @@ def near_duplicates(
     """Groups of indices of texts that are nearly the same; `group[1:]` of each is what to drop.
 
     Every member is alike to the first by two measures, both at least `threshold`: `jaccard`, and
-    the same with runs that more than ten texts have counting less, the more have them: a form of
-    question that a thousand share says little. For single sentences use `width=1`, since one
-    changed word breaks three runs of three. Exact, and quick: two such texts share one of their
-    rarest runs, so only those are compared (prefix filtering; Chaudhuri, Ganti & Kaushik 2006).
+    the same with runs that more than ten texts have counting less, the more have them. For single
+    sentences use `width=1`, since one changed word breaks three runs of three. Exact, and quick:
+    two such texts share one of their rarest runs, so only those are compared (prefix filtering;
+    Chaudhuri, Ganti & Kaushik 2006).
     """
     if not 0 < threshold <= 1 or width < 1:
         raise BaizeError(

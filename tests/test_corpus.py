@@ -277,6 +277,20 @@ def test_the_layouts_people_have_are_read(tmp_path, name, as_file):
     assert one.messages == other.messages
 
 
+def test_a_row_that_begins_with_its_list_is_a_row(tmp_path):
+    rows = [{"data": TWO}, {"data": TWO[:2], "id": "1"}]
+    first, second = read_dialogues(write(tmp_path / "d.jsonl", *rows))
+    assert (first.num_turns, second.num_turns) == (2, 1)
+
+
+@pytest.mark.parametrize("text", ["[{}]\n[{}]", '{{"rows": [{}]}}\n{{"rows": [{}]}}'])
+def test_what_follows_a_list_is_named(tmp_path, text):
+    path = tmp_path / "d.json"
+    path.write_text(text.format(*[json.dumps(LAYOUTS["chat"])] * 2), encoding="utf-8")
+    dialogues, faults = read(path)
+    assert len(dialogues) == len(faults) == 1 and "the list ends here" in faults[0]
+
+
 @pytest.mark.parametrize("row", [
     {"system": "Be kind.", "conversations": SHAREGPT},
     {"conversations": [{"from": "system", "value": "Be kind."}, *SHAREGPT]},

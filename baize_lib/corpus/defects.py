@@ -14,27 +14,20 @@ look-alikes in `tests/test_inspection.py`; elsewhere they point at what to read.
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from baize_lib.corpus.formats import dialogues_in
 from baize_lib.dialogue import Dialogue, check_language, tagged, without_thoughts
+from baize_lib.files import compiled, written
 from baize_lib.text import declines, jaccard, language_of, num_words, prose, same_question, words
 
 __all__ = ["count_defects"]
 
 Defect = Callable[[Dialogue], int]  # how often; 0 is fine
 
-WRITTEN = tomllib.loads(Path(__file__).with_name("defects.toml").read_text(encoding="utf-8"))
-_FLAGS = re.VERBOSE | re.IGNORECASE | re.MULTILINE
-_ASCII = ("e-mail", "card", "ip", "key")
-WRITTEN["pattern"]["as_an_ai"] %= WRITTEN["pattern"]
-_PATTERN = {
-    name: re.compile(text, _FLAGS | (re.ASCII if name in _ASCII else 0))
-    for name, text in WRITTEN["pattern"].items()
-}
+WRITTEN = written(__file__, "defects.toml")
+_PATTERN = compiled(WRITTEN["pattern"])
 
 
 # ---- Rules over one text -------------------------------------------------------------------------
@@ -69,11 +62,9 @@ def loops(text: str) -> bool:
     text = prose(text)
     said = [word for word in words(text) if not word.isdigit()]
     width = 8 if 2 * sum(word >= "\u3040" for word in said) > len(said) else 4
-    if len(said) >= width + 2 and len(set(said)) < 0.7 * len(said) + 3:  # else it cannot repeat so
-        runs = list(zip(*(said[k:] for k in range(width)), strict=False))
-        if len(set(runs)) <= 0.6 * len(runs):
-            return True
-    return bool(re.search(r"([，、；：。！？）])\1{5,}", text))
+    runs = list(zip(*(said[k:] for k in range(width)), strict=False))
+    repeats = len(runs) >= 3 and len(set(runs)) <= 0.6 * len(runs)
+    return repeats or bool(re.search(r"([，、；：。！？）])\1{5,}", text))
 
 
 def stops_midway(text: str) -> bool:

@@ -4,9 +4,8 @@
     filtered.rows()                              # what each filter took, in order
     filtered.cost()                              # USD and tokens per *accepted* dialogue
 
-A filter is a named function that says True for "drop". They run in order, and a dialogue is
-charged to the first that drops it. What was paid for dropped and failed dialogues belongs to the
-price of the accepted ones.
+A filter is a named function that says True for "drop". What was paid for dropped and failed
+dialogues belongs to the price of the accepted ones.
 """
 
 from collections import Counter
@@ -30,8 +29,7 @@ Filter = Callable[[Dialogue], Any]  # truthy: drop the dialogue
 def default_filters(language: str = "en") -> dict[str, Filter]:
     """The filters used unless others are given, name -> function, in the order of `defects.toml`.
 
-    Refusals stay: for an unsafe request a refusal is the right answer. So do short replies and
-    replies that ask back. `language` is "en" or "zh".
+    Refusals stay: for an unsafe request a refusal is the right answer. `language` is "en" or "zh".
     """
     checks = defects_for(language)
     return {name: checks[name] for name in WRITTEN["filtered"]}
@@ -39,9 +37,7 @@ def default_filters(language: str = "en") -> dict[str, Filter]:
 
 def whole_turns(dialogue: Dialogue) -> Dialogue:
     """The dialogue up to its first reply cut by `max_tokens`: a cut reply teaches to stop midway.
-
-    Map it over dialogues before filtering, to keep the turns before the cut.
-    """
+    Map it over dialogues before filtering, to keep the turns before the cut."""
     cut = getattr(dialogue, "cut_turns", ())
     if not cut or min(cut) == 0:
         return dialogue

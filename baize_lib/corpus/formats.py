@@ -19,7 +19,6 @@ What cannot be read is never passed over in silence: it is named with its file a
 """
 
 import re
-import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,7 @@ from typing import Any
 
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.dialogue import HUMAN_TAG, Dialogue, Message, check_language, parse_transcript
-from baize_lib.files import write_jsonl
+from baize_lib.files import write_jsonl, written
 from baize_lib.seeds.records import records
 from baize_lib.teacher.prices import Usage
 
@@ -43,7 +42,6 @@ class Collected(Dialogue):
     """A dialogue with what its line of `self_chat.jsonl` knows; other files leave the defaults."""
 
     status: str = "ok"
-    reason: str = ""
     teacher: str = ""  # the model that said it, as it was asked for
     usage: Usage = NO_USAGE  # all calls together
     cost_usd: float = 0.0
@@ -60,12 +58,11 @@ def read_dialogues(
     `statuses` are the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
     money as well. There is a BaizeError for no such file, and where not one row can be read.
     """
-    if isinstance(source, str | Path) and not Path(source).is_file():
+    is_file, num_read, faults = isinstance(source, str | Path), 0, []
+    if is_file and not Path(source).is_file():
         what = "is a folder: name a file in it" if Path(source).is_dir() else "does not exist"
         raise BaizeError(f"{source} {what}; check the name, or run the notebook before this")
-    is_file = isinstance(source, str | Path)
     rows = records(Path(source)) if is_file else ((f"row {i}", r) for i, r in enumerate(source, 1))
-    num_read, faults = 0, []
     for place, row in rows:
         try:
             dialogue = _read_row(row)
@@ -136,8 +133,7 @@ def _read_row(row: Any) -> Collected:
     return Collected(
         messages, str(row.get("id") or ""), _text(seed.get("text") or ""),
         str(seed.get("source") or row.get("source") or ""),
-        status=status, reason=str(row.get("reason") or ""),
-        teacher=str(asked.get("model") or ""),
+        status=status, teacher=str(asked.get("model") or ""),
         usage=Usage(*(int(usage.get(key) or 0) for key in ("input", "cached_input", "output"))),
         cost_usd=float(row.get("cost_usd") or 0),
         cut_turns=tuple(i for i, why in enumerate(reasons) if why in ("length", "content_filter")),
@@ -145,7 +141,7 @@ def _read_row(row: Any) -> Collected:
     )  # fmt: skip
 
 
-_FIELDS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text(encoding="utf-8"))
+_FIELDS = written(__file__, "formats.toml")
 _ROLES = {name: role for role, names in _FIELDS["roles"].items() for name in names}
 _Said = list[tuple[str, Any]]  # (role, content)
 
@@ -184,7 +180,7 @@ def _one(item: Any, name: str) -> _Said:
         return turn
     if str(role).lower() not in _ROLES:
         raise ValueError(f"the speaker {role!r} in {name} is none of {', '.join(_ROLES)}")
-    content = item["content"] if "content" in item else item.get("value", item.get("text"))
+    content = item.get("content", item.get("value", item.get("text")))
     if content is None and item.get("tool_calls", item.get("function_call")):
         raise ValueError("a call of a tool, and only text can be read")
     return [(_ROLES[str(role).lower()], content)]

@@ -5,7 +5,6 @@ leakage(train, validation, prompts)          # [] is what one hopes for
 export(run, filtered)                        # corpus/train.jsonl, validation.jsonl, card.json
 """
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -30,8 +29,7 @@ def split(
     """(train, validation), by the hash of each dialogue's seed; the same whatever their order.
 
     Dialogues of one seed, and near-duplicates, stay together. Two groups or more give at least one
-    dialogue to each part. `validation` is the share to hold out, `seed` another number for another
-    split; a BaizeError says so if the share is not in [0, 1).
+    dialogue to each part. `validation` is the share to hold out, at least 0 and below 1.
     """
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise BaizeError(f"validation={validation!r} is not a share: use at least 0, below 1")
@@ -78,13 +76,12 @@ def leakage(
     find_prompt = prompt_matcher(prompts)
     rows = []
     for dialogue in dialogues_in(train):
-        found = [("validation", opening(dialogue), find_held_out(opening(dialogue)))]
-        found += [("prompt", asked, find_prompt(asked)) for asked in dialogue.by("user")]
-        rows += [
-            {"where": where, "train_id": dialogue.id, "text": text, "other": other[0]}
-            for where, text, other in found
-            if other
-        ]
+        looked_at = [("validation", opening(dialogue), find_held_out)]
+        looked_at += [("prompt", asked, find_prompt) for asked in dialogue.by("user")]
+        for where, text, find in looked_at:
+            if other := find(text):
+                row = {"where": where, "train_id": dialogue.id, "text": text, "other": other[0]}
+                rows.append(row)
     return rows
 
 
@@ -144,19 +141,17 @@ def export(
 
     Each file appears whole or not at all. The card, which is returned, holds counts, what each
     filter dropped, cost, each file's SHA-256 and a `corpus_hash` of both: an adapter remembers it.
-    `run` is a run, or the folder to write `corpus/` in. Where nothing was kept, a BaizeError says
-    what took how many.
+    `run` is a run, or the folder to write `corpus/` in. A BaizeError says why nothing was kept.
     """
     filtered = kept if isinstance(kept, Filtered) else Filtered(list(kept), Counter())
     if not filtered.kept:
-        took = [f"{name} {n}" for name, n in filtered.dropped.most_common() if n]
-        why = "nothing was collected, collect some first (notebook 02)"
-        if took:
-            why = (
-                f"of {filtered.num_seen} the filters dropped {', '.join(took)}; leave the largest "
-            )
-            why += "out of `filters`, or collect with another setting"
-        raise BaizeError(f"no dialogue to export: {why}")
+        took = ", ".join(f"{name} {n}" for name, n in filtered.dropped.most_common() if n)
+        raise BaizeError(
+            f"no dialogue to export: of {filtered.num_seen} the filters dropped {took}; leave the "
+            "largest out of `filters`, or collect with another setting"
+            if took
+            else "no dialogue to export: nothing was collected, collect some first (notebook 02)"
+        )
     folder = (run.path if isinstance(run, Run) else Path(run)) / "corpus"
     parts = split(filtered.kept, validation, seed=seed)
     files = {}
@@ -168,7 +163,7 @@ def export(
         }  # fmt: skip
     hashes = "".join(file["sha256"] for file in files.values())
     card = {
-        "corpus_hash": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "corpus_hash": text_hash(hashes),
         "kept": len(filtered.kept), "dropped": dict(filtered.dropped), "cost": filtered.cost(),
         "format": "chat", "files": files, "split": {"validation": validation, "seed": seed},
     }  # fmt: skip

@@ -11,7 +11,6 @@ Counter({'exact duplicate': 1})
 """
 
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +21,7 @@ from typing import Any
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import check_language
 from baize_lib.files import text_hash
-from baize_lib.seeds.readers import read_source
+from baize_lib.seeds.readers import PATTERN, read_source
 from baize_lib.seeds.seed import CHINESE, Seed, Seeds, as_seeds
 from baize_lib.text import language_of, near_duplicates, num_words
 
@@ -33,7 +32,7 @@ def load_seeds(
     source: str | Path | Iterable[Seed | str], limit: int | None = None, *,
     column: str | None = None, language: str | None = None, near: float | None = None,
 ) -> Seeds:  # fmt: skip
-    """Read, clean and keep the seeds of a source.
+    """Read, clean and keep the seeds of a source; a BaizeError where it holds no question.
 
     Args:
         source: a built-in set (one of `BUILT_IN`, or `chinese`); `hf:quora`, `hf:stackoverflow`,
@@ -47,9 +46,6 @@ def load_seeds(
         language: "en" or "zh"; questions in another one are dropped. None takes the built-in
             set's own, and "en" for every other source.
         near: drop near-duplicates from this word overlap on (0 to 1; 0.8 is a good start).
-
-    Raises:
-        BaizeError: no such source, or nothing in it that can be read as a question.
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise BaizeError(f"limit={limit!r}: ask for at least one seed, or leave the limit out")
@@ -78,9 +74,8 @@ def clean(seeds: Iterable[Seed | str], *, language: str = "en", near: float | No
 def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     """`num` seeds drawn at random from several sources in the given shares, shuffled.
 
-    The same arguments give the same seeds. A share is a part of the whole; they need not add to 1.
-    A question that two sources have in common comes once. A BaizeError names a share that is not
-    positive, or a source with too few seeds.
+    The same arguments give the same seeds. Shares need not add to 1, and a question that two
+    sources have in common comes once. A BaizeError names a source with too few seeds.
 
     >>> drawn = mix({"general": 0.5, "programming": 0.35, "medical": 0.15}, 20)
     >>> sum(seed.source == "baize-course/medical" for seed in drawn)
@@ -114,27 +109,14 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     return _finished(drawn)
 
 
-# Cleaning: a rule looks at one text, spaces tidied, and says whether to drop it.
-
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
-_BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
-_MARKUP = re.compile(  # not an entity that stands alone: people ask about those
-    r"</\w+>|<\w+\s+\w+=|<br\s*/?>|\[/?math\]|\w&#?\w+;\w|&quot;.*&quot;"
-)
-_ANSWER = re.compile(  # and no question mark in it
-    r"(?!.*[?？])(?i:(answer|edit|update|a|答案?|回答|回复)\s*[:：]|谢谢|感谢|不客气|"
-    r"(yes|no|sure|well|thanks|thank you)\b[,.! ]|"
-    r"(you (can|could|should|need)|try|here('s| is| are)|i think|it depends)\b)"
-)
-
-# reason -> (text, language) -> bool: drop it?
+# Cleaning: reason -> (text, its spaces tidied, and language) -> true: drop it
 RULES: dict[str, Callable[[str, str], Any]] = {
-    "broken characters": lambda text, _: _BROKEN.search(text),
+    "broken characters": lambda text, _: PATTERN["broken"].search(text),
     "too short (under 3 words)": lambda text, _: num_words(text) < 3,
     "too long (over 60 words)": lambda text, _: num_words(text) > 60 or len(text) > 600,
-    "markup": lambda text, _: _MARKUP.search(text),
+    "markup": lambda text, _: PATTERN["markup"].search(text),
     "a link": lambda text, _: "http://" in text or "https://" in text,
-    "reads like an answer": lambda text, _: _ANSWER.match(text),
+    "reads like an answer": lambda text, _: PATTERN["answer"].match(text),
     # a terse line of technical terms is in no language for sure, and stays
     "another language": lambda text, language: language_of(text) not in ("", language),
 }
@@ -145,7 +127,7 @@ def _keep(seeds: Iterable[Seed], language: str, tally: Seeds) -> Iterator[Seed]:
     check_language(language)
     known: set[str] = set()
     for seed in seeds:
-        text = " ".join(_INVISIBLE.sub("", seed.text).split())
+        text = " ".join(PATTERN["invisible"].sub("", seed.text).split())
         reason = next((why for why, drops in RULES.items() if drops(text, language)), None)
         if not reason and (mark := _fingerprint(text)) in known:
             reason = "exact duplicate"

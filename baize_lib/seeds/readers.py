@@ -17,24 +17,20 @@ from typing import IO, Any
 from xml.etree import ElementTree
 
 from baize_lib.config import BaizeError, data_dir
+from baize_lib.files import compiled, written
 from baize_lib.seeds.records import READ_ERRORS, lines, records_of
 from baize_lib.seeds.seed import BUILT_IN, CHINESE, Seed, Seeds
 
-# Where the sources lie as parquet on the Hugging Face hub: what `datasets.load_dataset` is told.
-MIRRORS: dict[str, dict[str, Any]] = {
-    "quora": {"path": "sentence-transformers/quora-duplicates-mining", "name": "questions"},
-    "stackoverflow": {"path": "mikex86/stackoverflow-posts",
-                      "columns": ["Id", "PostTypeId", "Title"]},
-    "medquad": {"path": "lavita/MedQuAD"},
-}  # fmt: skip
+_WRITTEN = written(__file__, "seeds.toml")
+MIRRORS: dict[str, dict[str, Any]] = _WRITTEN["mirrors"]
+PATTERN = compiled(_WRITTEN["pattern"])
 ENDINGS = (".xml", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def read_source(source: str, tally: Seeds, column: str | None = None) -> Iterator[Seed]:
     """Yield the seed as published of every question; the sources are `load_seeds`'s.
 
-    Raises:
-        BaizeError: there is no such source, or its kind is not known.
+    A BaizeError says so where there is no such source, or its kind is not known.
     """
     if source in BUILT_IN + CHINESE:
         yield from _read_path(data_dir() / "seeds" / f"{source}.jsonl", tally, None)
@@ -79,21 +75,23 @@ def _read_path(path: Path, tally: Seeds, column: str | None) -> Iterator[Seed]:
 
 
 def _read_file(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
+    """The seeds of an open file; its ending, and of XML its first element, say what it is."""
     name = Path(place.rpartition("!")[2])
     name = name.with_suffix("") if name.suffix.lower() == ".gz" else name
+    source, rows = name.stem, None
     if name.suffix.lower() == ".xml":
-        yield from _read_xml(file, place, tally, column)
+        root = re.search(rb"<\s*([A-Za-z]\w*)", file.read(4096))
+        file.seek(0)
+        if not root or root[1] not in (b"posts", b"row"):
+            yield from _read_medquad(file, place, tally)
+            return
+        source, rows = "stackexchange", _posts(file, place)
     elif name.suffix.lower() == ".txt":
-        rows = ((f"{place}:{number}", line) for number, line in lines(file))
-        yield from _from_records(rows, name.stem, tally, None)
-    else:
-        yield from _from_records(records_of(file, place), name.stem, tally, column)
+        rows, column = ((f"{place}:{number}", line) for number, line in lines(file)), None
+    yield from _from_records(rows or records_of(file, place), source, tally, column)
 
 
 # ---- Records with named fields -------------------------------------------------------------------
-
-_PAIRS = (("question1", "question2"), ("sentence1", "sentence2"))  # tables of pairs
-_QUESTIONS = ("question", "text", "title", "prompt", "instruction", "query")
 
 
 def _from_records(
@@ -103,19 +101,19 @@ def _from_records(
     for number, (place, row) in enumerate(rows, start=1):
         if isinstance(row, str):
             row = {"text": row}
-        if isinstance(row, Mapping) and isinstance(row.get("items"), list):
+        if not isinstance(row, Mapping):
+            what = f"a record with named fields was expected, not {type(row).__name__}"
+            tally.broken(place, row if isinstance(row, ValueError) else what)
+        elif isinstance(row.get("items"), list):
             items = ((f"{place} item {i}", item) for i, item in enumerate(row["items"], start=1))
             yield from _from_records(items, source, tally, column)
-        elif isinstance(row, Mapping) and "error_message" in row:
+        elif "error_message" in row:
             tally.broken(place, f"the API answered with an error: {row['error_message']}")
-        elif isinstance(row, Mapping):
+        else:
             line = place.rpartition(":")[2]
             fields = {str(key).strip().lower(): value for key, value in row.items()}
             own = fields.get("id", fields.get("qid", line if line.isdigit() else number))
             yield from _from_row(fields, str(own), place, source, tally, column)
-        else:
-            what = f"a record with named fields was expected, not {type(row).__name__}"
-            tally.broken(place, row if isinstance(row, ValueError) else what)
 
 
 def _from_row(
@@ -125,7 +123,7 @@ def _from_row(
     if str(fields.get("posttypeid", 1)) != "1":
         tally.drop("a post that is not a question")
         return
-    wanted = ([column.strip().lower()],) if column else (*_PAIRS, *([n] for n in _QUESTIONS))
+    wanted = [[column.strip().lower()]] if column else _WRITTEN["questions"]
     columns = next((names for names in wanted if names[0] in fields), ())
     if not columns:
         missing = repr(column) if column else "question, text or title"
@@ -148,16 +146,6 @@ def _from_row(
 
 _ROW = re.compile(r"<row\s[^<]*")  # "<" cannot stand inside an attribute
 _IS_QUESTION = re.compile(r"""PostTypeId\s*=\s*["']1["']""")
-
-
-def _read_xml(file: IO[bytes], place: str, tally: Seeds, column: str | None) -> Iterator[Seed]:
-    """A Stack Exchange dump if the first element says so, otherwise MedQuAD."""
-    root = re.search(rb"<\s*([A-Za-z]\w*)", file.read(4096))
-    file.seek(0)
-    if root and root[1] in (b"posts", b"row"):
-        yield from _from_records(_posts(file, place), "stackexchange", tally, column)
-    else:
-        yield from _read_medquad(file, place, tally)
 
 
 def _posts(file: IO[bytes], place: str) -> Iterator[tuple[str, Any]]:
@@ -194,18 +182,12 @@ def _read_medquad(file: IO[bytes], place: str, tally: Seeds) -> Iterator[Seed]:
         tally.broken(f"{place}:{error.position[0]}", error)
 
 
-_HOLE = re.compile(r"(\(are\)|\bfor|\bprevent|\bcauses?|\bdiagnose)\s+\?")
-_LEAFLET = re.compile(
-    r"what i need to know about|(is|are\)|causes|for|of) causes of|: ", re.IGNORECASE
-)
-
-
 def _mend_medquad(seed: Seed, tally: Seeds) -> Iterator[Seed]:
     """MedQuAD's questions were made from templates ("What is (are) {Focus} ?"): mend what reads
     badly, drop what a missing subject or a leaflet's title in place of a disease has spoilt."""
-    if _HOLE.search(seed.text):
+    if PATTERN["hole"].search(seed.text):
         tally.drop("MedQuAD: no subject", seed.text)
-    elif _LEAFLET.search(seed.text):
+    elif PATTERN["leaflet"].search(seed.text):
         tally.drop("MedQuAD: a leaflet's title in the question", seed.text)
     else:
         text = re.sub(r"(\s*\?)+\s*$", "?", seed.text.strip().replace("is (are)", "is"))

@@ -1,13 +1,10 @@
 """Records out of files as people have them: JSON lines, JSON lists, one JSON object, tables.
 
 A record comes with its place, and a fault comes as a ValueError in its stead, so nothing is lost
-in silence; lines and rows after a fault are read on:
+in silence. Everything streams, and a record of more than 4 MB is a fault itself:
 
     for place, record in records(Path("dump.jsonl")):
         ...     # ("dump.jsonl:1", {"question": "Why?"}), ("dump.jsonl:7", ValueError(...)), ...
-
-Everything streams: a list of gigabytes passes through in the memory of its longest record, and a
-record of more than 4 MB is a fault itself, as no question or dialogue is so long.
 """
 
 import csv
@@ -65,7 +62,7 @@ def lines(file: IO[bytes]) -> Iterator[tuple[int, str | ValueError]]:
 
 # ---- JSON ----------------------------------------------------------------------------------------
 
-_NAMED_LIST = re.compile(rb'\{\s*"(?:items|data|rows)"\s*:\s*\[')  # {"items": [ …
+_NAMED_LIST = re.compile(rb'\{\s*"(?:items|data|rows)"\s*:\s*\[\s*[]{]')  # {"items": [{ …
 _PRINTED = re.compile(rb'\{[ \t]*\r?\n\s*["}]')  # an object over many lines
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -86,10 +83,8 @@ def _json(file: IO[bytes]) -> _Numbered:
 
 
 def _values(file: io.TextIOWrapper, is_list: bool) -> _Numbered:
-    """The values of a JSON list, or printed one after another, each as soon as it is here.
-
-    Nothing tells where a broken value ends, so the first one is the last.
-    """
+    """The values of a JSON list, or printed one after another; nothing tells where a broken one
+    ends, so it is the last."""
     decode = json.JSONDecoder().raw_decode
     text, line = file.read(BLOCK), 1
     at = text.index("[") + 1 if is_list else 0
@@ -102,6 +97,8 @@ def _values(file: io.TextIOWrapper, is_list: bool) -> _Numbered:
             if not text:
                 break
         elif is_list and text[at] == "]":
+            if re.search(r"[\[{]", text[at:] + file.read(BLOCK)):
+                yield line, ValueError("the list ends here; what follows it is not read")
             return
         else:
             try:
@@ -130,10 +127,10 @@ def _table(file: IO[bytes]) -> _Numbered:
     """
     rows = lines(file)
     number, header = next(rows, (1, ""))
-    if isinstance(header, str) and "\r" in header.strip():
-        header = ValueError(f"{header:.60}: its lines do not end as they should")
     delimiter = max(",\t;", key=str(header).count)
     _, names = _first_row(deque([(number, header)]), delimiter)
+    if "\r" in str(header).strip():
+        names = ValueError(f"{header:.60}: its lines do not end as they should")
     if isinstance(names, ValueError):
         yield number, names
         return
