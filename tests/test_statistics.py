@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from baize_lib.config import BaizeError
 from baize_lib.evaluation.checks import Verdict
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.evaluation.statistics import (
@@ -49,6 +50,14 @@ def test_twins_and_translations_count_once():
     assert twins.p >= alone.p
     code = [p for p in prompts + load_prompts(category="code") if p.id.startswith("code-json")]
     assert compare_arms([1, 0], [0, 1], code).clusters == 1
+
+
+@pytest.mark.parametrize("other", [[0], [0, 0], []])
+def test_arms_that_are_not_of_the_same_prompts_are_refused(other):
+    with pytest.raises(BaizeError, match="compare those that both answered"):
+        compare_arms([1, 0, 1], other)
+    with pytest.raises(BaizeError, match="compare those that both answered"):
+        compare_arms([1, 0, 1], [1, 1, 1], FACTS[: len(other)])
 
 
 def test_losses_are_compared_pair_by_pair():

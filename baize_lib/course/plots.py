@@ -111,16 +111,14 @@ def stacked_bars(
 def histogram(
     values: Mapping[str, Sequence[float]], *, title: str, unit: str, colours: Colours = None
 ) -> "Figure":
-    """Outlined histograms on one axis, named with their medians; whole numbers get whole bins."""
+    """Outlined histograms of whole numbers on one axis, named with their medians."""
     import numpy as np
 
     drawn, axes = _figure(7.0, 3.0 + 0.15 * len(values))
     every = [value for series in values.values() for value in series] or [0, 1]
     low, high = min(every), max(every)
-    edges = np.linspace(low, high, 25)
-    if _are_whole(every):
-        step = max(1, round((high - low + 1) / 24))
-        edges = np.arange(low - 0.5, high + step, step)
+    step = max(1, round((high - low + 1) / 24))
+    edges = np.arange(low - 0.5, high + step, step)
     names = {}
     for name, series in values.items():
         colour, median = hue(name, colours), np.median(series) if series else 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from baize_lib.config import BaizeError
 from baize_lib.evaluation.attempts import Attempt
 from baize_lib.evaluation.checks import CHECKS, Verdict, check, try_checks
 from baize_lib.evaluation.prompts import Prompt
@@ -146,6 +147,8 @@ def compare_arms(
     """
     from scipy.stats import binomtest, bootstrap, permutation_test
 
+    if not len(one) == len(other) == len(one if prompts is None else prompts):
+        raise BaizeError("the arms are not of the same prompts: compare those that both answered")
     gaps = np.asarray(one, float) - np.asarray(other, float)
     names = list(range(len(gaps)) if prompts is None else map(_cluster, prompts))
     _, of = np.unique(names, return_inverse=True)
