@@ -1,7 +1,7 @@
 """A base model, ready to be trained or asked, in a precision chosen with its reason.
 
-A base comes from the table of `weights`, from the Hugging Face hub or from a folder. Whatever it
-is, it works here or is refused by name, before its weights are read where that can be known.
+It comes from the table of `weights`, from the Hugging Face hub or from a folder, and works here or
+is refused by name, before its weights are read where that can be known.
 
     load_base("smollm2-135m")    # prints: SmolLM2-135M-Instruct in float32: there is no GPU here
 """
@@ -52,14 +52,9 @@ class Base:
 def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False) -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
-    Args:
-        name: a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file.
-        precision: one of `PRECISIONS`.
-        on_cpu: leave the weights in main memory, for `step.shard` to spread.
-
-    Raises:
-        BaizeError: the model cannot be reached, is no causal language model, is damaged or needs
-            a GPU or memory that is not here; its tokenizer has no end token or is another's.
+    `name` is a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file. `on_cpu`
+    leaves the weights in main memory, for `step.shard` to spread. A BaizeError names a model that
+    cannot be reached, is damaged or no causal language model, or needs memory that is not here.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -85,25 +80,19 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
         # AVX512-BF16, and packed layers have no backward: later gradients would be wrong
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    _check_whole(name, tokenizer, model, sorted(found["missing_keys"]))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.name_or_path = MODELS[name].original if name in MODELS else name
-    print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
-    return Base(model.eval(), tokenizer, name, precision, reason)
-
-
-def _check_whole(
-    name: str, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", missing: list[str]
-) -> None:
-    known, end = model.get_input_embeddings().weight.shape[0], tokenizer.eos_token_id
-    if missing:
+    if missing := sorted(found["missing_keys"]):
         raise BaizeError(f"{name} has no weights for {missing[0]}: choose another base model")
+    known, end = model.get_input_embeddings().weight.shape[0], tokenizer.eos_token_id
     if end is None or end >= known:
         raise BaizeError(
             f"the end token of {name} is number {end}, and the model knows only {known} tokens: "
             "its tokenizer is unfinished or another model's; put its own beside the weights"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = MODELS[name].original if name in MODELS else name
+    print(f"{MODELS[name].title if name in MODELS else name} in {precision}: {reason}")
+    return Base(model.eval(), tokenizer, name, precision, reason)
 
 
 def _choose_precision(precision: str) -> tuple[str, str]:
@@ -132,12 +121,12 @@ def _loading(precision: str) -> dict[str, Any]:
     """The keyword arguments of `from_pretrained`."""
     from transformers import BitsAndBytesConfig
 
-    if precision not in ("int8", "nf4"):
-        return {"dtype": precision}
     dtype = _unpacked()
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    chosen = nf4 if precision == "nf4" else {"load_in_8bit": True}
-    return {"dtype": dtype, "quantization_config": BitsAndBytesConfig(**chosen)}
+    packed = {"int8": {"load_in_8bit": True}, "nf4": nf4}
+    if precision not in packed:
+        return {"dtype": precision}
+    return {"dtype": dtype, "quantization_config": BitsAndBytesConfig(**packed[precision])}
 
 
 def _need_memory(name: str, shape: Shape, precision: str, device: str) -> None:

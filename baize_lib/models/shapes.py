@@ -1,7 +1,7 @@
 """The size of a model, counted by transformers itself on weights that take no memory.
 
-On PyTorch's *meta device* tensors have shapes and no numbers, so a model of 30 billion parameters
-is there in a second, whatever its family, and can be counted before anything is loaded.
+On PyTorch's *meta device* tensors have shapes and no numbers: a model of 30 billion parameters is
+there in a second, whatever its family.
 
 >>> llama = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 >>> Shape.of({"model_type": "llama", **llama}).num_parameters  # LLaMA-7B
@@ -58,7 +58,6 @@ class Shape:
 
 
 def empty_model(config: "PreTrainedConfig") -> "PreTrainedModel":
-    """The model itself on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 

