@@ -277,6 +277,11 @@ def test_the_layouts_people_have_are_read(tmp_path, name, as_file):
     assert one.messages == other.messages
 
 
+def test_fields_that_only_share_a_name_with_the_collectors_do_no_harm():
+    rows = [LAYOUTS["chat"] | {"status": "approved", "seed": 42, "id": 0}] * 2
+    assert [(d.status, d.seed, d.id) for d in read_dialogues(rows)] == [("ok", "42", "0")] * 2
+
+
 def test_a_row_that_begins_with_its_list_is_a_row(tmp_path):
     rows = [{"data": TWO}, {"data": TWO[:2], "id": "1"}]
     first, second = read_dialogues(write(tmp_path / "d.jsonl", *rows))

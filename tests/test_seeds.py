@@ -308,6 +308,11 @@ def test_broken_lines_of_jsonl_are_named_and_broken_bytes_of_text_are_counted(tm
     assert "\ufffd" in seeds.examples["broken characters"]
 
 
+def test_a_row_whose_id_is_null_is_called_by_its_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": null, "question": "Why is the sky blue?"}\n')
+    assert load_seeds(tmp_path / "a.jsonl")[0].id == "a-1"
+
+
 def test_a_damaged_archive_is_reported_and_the_others_are_read(tmp_path):
     packed = gzip.compress("".join(f"Is {i} a prime number?\n" for i in range(9000)).encode())
     (tmp_path / "a.txt.gz").write_bytes(packed[: len(packed) // 2])
@@ -634,5 +639,6 @@ def test_a_mix_gives_a_shared_question_once_and_no_id_twice(tmp_path):
     assert len({seed.id for seed in drawn}) == 10
     with pytest.raises(BaizeError, match="5 seeds and the mix needs 6"):
         mix({str(tmp_path / "a"): 1, str(tmp_path / "b"): 1}, 12)
-    with pytest.raises(BaizeError, match="> 0"):
-        mix({"general": 0}, 5)
+    for share in (0, float("nan"), float("inf")):
+        with pytest.raises(BaizeError, match="> 0"):
+            mix({"general": 1, "medical": share}, 5)

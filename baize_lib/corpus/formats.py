@@ -113,7 +113,7 @@ def _read_row(row: Any) -> Collected:
     if not isinstance(row, Mapping):
         what = f"a JSON object was expected, not {type(row).__name__}"
         raise row if isinstance(row, ValueError) else ValueError(what)
-    status = str(row.get("status", "ok"))
+    status = row["status"] if row.get("status") in _FIELDS["unfinished"] else "ok"
     said, repairs = _said_in(row)
     system = next(
         (row[k] for k in _FIELDS["system"] if isinstance(row.get(k), str) and row[k].strip()), ""
@@ -131,7 +131,8 @@ def _read_row(row: Any) -> Collected:
     reasons = row.get("finish_reasons") or [row.get("finish_reason")]
     reasons = ["stop"] * (num_turns - len(reasons)) + list(reasons)  # one alone: the last turn's
     return Collected(
-        messages, str(row.get("id") or ""), _text(seed.get("text") or ""),
+        messages, "" if row.get("id") is None else str(row["id"]),
+        _text(str(seed.get("text") or "")),
         str(seed.get("source") or row.get("source") or ""),
         status=status, teacher=str(asked.get("model") or ""),
         usage=Usage(*(int(usage.get(key) or 0) for key in ("input", "cached_input", "output"))),
@@ -151,7 +152,7 @@ def _said_in(row: Mapping[str, Any]) -> tuple[_Said, tuple[str, ...]]:
     for name in ("messages", "conversations", "conversation"):
         if isinstance(row.get(name), list):
             return [said for item in row[name] for said in _one(item, name)], ()
-    if row.get("status", "ok") != "ok":
+    if row.get("status") in _FIELDS["unfinished"]:
         return [], ()
     if isinstance(row.get("data"), list):
         return [(("user", "assistant")[i % 2], text) for i, text in enumerate(row["data"])], ()

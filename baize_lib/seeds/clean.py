@@ -10,6 +10,7 @@ every question that is dropped is counted under its reason.
 Counter({'exact duplicate': 1})
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -81,7 +82,7 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     >>> sum(seed.source == "baize-course/medical" for seed in drawn)
     3
     """
-    if not shares or min(shares.values()) <= 0 or num < 1:
+    if num < 1 or not shares or not all(0 < share < math.inf for share in shares.values()):
         raise BaizeError(
             f"a mix of {num} seeds from {shares!r:.200}: give shares > 0 by source, such as "
             "{'general': 0.5, 'medical': 0.5}, and a number > 0"

@@ -112,8 +112,9 @@ def _from_records(
         else:
             line = place.rpartition(":")[2]
             fields = {str(key).strip().lower(): value for key, value in row.items()}
-            own = fields.get("id", fields.get("qid", line if line.isdigit() else number))
-            yield from _from_row(fields, str(own), place, source, tally, column)
+            own = (fields.get("id"), fields.get("qid"), line if line.isdigit() else number)
+            own = next(str(name) for name in own if name is not None)
+            yield from _from_row(fields, own, place, source, tally, column)
 
 
 def _from_row(
@@ -149,11 +150,8 @@ _IS_QUESTION = re.compile(r"""PostTypeId\s*=\s*["']1["']""")
 
 
 def _posts(file: IO[bytes], place: str) -> Iterator[tuple[str, Any]]:
-    """The rows `<row Id="4" PostTypeId="1" Title="…" Body="…" />` of a dump as records.
-
-    Only questions are parsed, each by itself: one torn row cannot hide those after it, and
-    answers, most of the bytes, cost no more than a search.
-    """
+    """The rows `<row Id="4" PostTypeId="1" Title="…" Body="…" />` of a dump as records; only
+    questions are parsed, each by itself, so that one torn row cannot hide those after it."""
     for number, line in lines(file):
         for row in [line] if isinstance(line, ValueError) else _ROW.findall(line):
             if isinstance(row, str) and not _IS_QUESTION.search(row):

@@ -13,7 +13,6 @@ import io
 import json
 import re
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -120,21 +119,18 @@ def _values(file: io.TextIOWrapper, is_list: bool) -> _Numbered:
 
 
 def _table(file: IO[bytes]) -> _Numbered:
-    """Rows of CSV or TSV as dicts, the delimiter told by the header.
-
-    A row whose quotes do not close is a fault, and reading goes on with the line after it, not
-    after whatever the open quote swallowed.
-    """
+    """Rows of CSV or TSV as dicts, the delimiter told by the header. After a row whose quotes do
+    not close, reading goes on with the next line, not after whatever the open quote swallowed."""
     rows = lines(file)
     number, header = next(rows, (1, ""))
     delimiter = max(",\t;", key=str(header).count)
-    _, names = _first_row(deque([(number, header)]), delimiter)
+    _, names = _first_row([(number, header)], delimiter)
     if "\r" in str(header).strip():
         names = ValueError(f"{header:.60}: its lines do not end as they should")
     if isinstance(names, ValueError):
         yield number, names
         return
-    ahead = deque(islice(rows, OPEN_LINES))
+    ahead = [*islice(rows, OPEN_LINES)]
     while ahead:
         taken, fields = _first_row(ahead, delimiter)
         if isinstance(fields, ValueError):
@@ -147,12 +143,12 @@ def _table(file: IO[bytes]) -> _Numbered:
         else:
             row = dict(zip(names, fields, strict=False))
         yield ahead[0][0], row
-        for _ in range(taken):
-            ahead.popleft()
-        ahead.extend(islice(rows, taken))
+        ahead = [*ahead[taken:], *islice(rows, taken)]
 
 
-def _first_row(ahead: deque, delimiter: str) -> tuple[int, list[str] | ValueError]:
+def _first_row(
+    ahead: list[tuple[int, str | ValueError]], delimiter: str
+) -> tuple[int, list[str] | ValueError]:
     """(lines it takes, fields) of the row that begins on the first line."""
     text, fault = "", None
     for taken, (_, line) in enumerate(ahead, start=1):

@@ -57,11 +57,7 @@ class Seeds(list[Seed]):
 
 
 def as_seeds(questions: Iterable[Seed | str]) -> Iterator[Seed]:
-    """Seeds as they are; a plain text becomes one, its id the hash of its text.
-
-    Raises:
-        BaizeError: it is one text instead of a list, or something in it is neither.
-    """
+    """Seeds as they are; a plain text becomes one, its id the hash of its text."""
     if isinstance(questions, str | bytes | Seed) or not isinstance(questions, Iterable):
         raise BaizeError(f"{questions!r:.60} is no list of questions: put it in brackets, [...]")
     for number, seed in enumerate(questions, start=1):
