@@ -182,12 +182,17 @@ def test_a_run_changed_after_its_receipt_is_found_by_file_and_by_call(handed_in,
         check_receipt(handed_in)
 
 
-def test_a_receipt_without_its_run_is_not_taken_on_trust(handed_in, run, tmp_path):
+def test_a_receipt_without_its_run_is_not_taken_on_trust(handed_in, run, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     run.path.rename(moved)
     with pytest.raises(BaizeError, match="run 'ci' is not in .*: name its folder with --run"):
         check_receipt(handed_in)
+    with pytest.raises(BaizeError, match="run 'nowhere' is not in"):
+        check_receipt(handed_in, "nowhere")
+    monkeypatch.setenv("BAIZE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
     assert "agrees" in check_receipt(handed_in, moved)
+    assert "agrees" in check_receipt(handed_in, "elsewhere")
 
 
 def test_a_receipt_of_an_unfinished_run_says_which_notebook_is_missing(handed_in, run):

@@ -128,10 +128,16 @@ def test_a_value_found_in_ones_own_run_is_checked_against_it(capsys):
 @pytest.mark.parametrize(
     ("given", "right"),
     [(np.float64(0.714), 5 / 7), (np.bool_(True), True), (np.int64(3), 3),
-     (np.array([-100, 6, 7]), [-100, 6, 7]), ([np.float64(1.5), 2], [1.5, 2])],
+     (np.array([-100, 6, 7]), [-100, 6, 7]), ([np.float64(1.5), 2], [1.5, 2]),
+     (160.00000000000003, 160), (0.71, 5 / 7)],
 )  # fmt: skip
 def test_numbers_and_arrays_of_numpy_are_numbers_and_lists(given, right):
     assert exercises.same(given, right)
+
+
+@pytest.mark.parametrize(("given", "right"), [(0.0, 0.0009), (1, True), (0.7, 5 / 7), ("3", 3)])
+def test_what_is_near_is_not_yet_right(given, right):
+    assert not exercises.same(given, right)
 
 
 def test_an_attempt_that_changes_what_it_is_given_does_not_spoil_the_next():

@@ -88,10 +88,7 @@ def verdict(exercise: str, attempt: Any, expected: Any = None, *, tell: bool = T
 def same(given: Any, right: Any) -> bool:
     """Whether an answer is right: fractions to three digits or two decimals, all else exactly.
 
-    Tuples count as lists. A fraction below 0.1 cannot be told by two decimals.
-
-    >>> same(160.00000000000003, 160), same(0.71, 5 / 7), same(0.0, 0.0009), same(1, True)
-    (True, True, False, False)
+    Tuples and arrays count as lists. A fraction below 0.1 cannot be told by two decimals.
     """
     given = given.tolist() if hasattr(given, "tolist") else given  # of numpy, torch or pandas
     if isinstance(right, bool) or isinstance(given, bool):

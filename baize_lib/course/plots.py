@@ -12,13 +12,12 @@ alt text and, under `make render`, into `figures/`.
 import io
 import os
 import textwrap
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.evaluation.checks import MARKS
-from baize_lib.files import write_atomic
+from baize_lib.files import write_atomic, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ __all__ = [
     "show", "bars", "stacked_bars", "histogram", "curves", "dots", "intervals", "comparison",
 ]  # fmt: skip
 
-COLOURS = tomllib.loads(Path(__file__).with_name("colours.toml").read_text(encoding="utf-8"))
+COLOURS = written(__file__, "colours.toml")
 COLOURS |= {grade: colour for grade, (_, colour) in MARKS.items()}
 # A key of COLOURS for all names, or name -> key where it is not the name itself.
 Colours = Mapping[str, str] | str | None

@@ -134,9 +134,10 @@ def check_receipt(path: Path | str, folder: Path | str | None = None) -> str:
         raise BaizeError(f"{path} is no receipt ({error}): baize receipt writes one") from error
     if _hash(card) != written:
         raise BaizeError(f"{path} was changed after it was written: its hash is that of other text")
-    run = Run(runs_dir() / (folder or name))
+    named = folder or name
+    run = Run(Path(folder) if folder and Path(folder).is_dir() else runs_dir() / named)
     if not run.path.is_dir():
-        raise BaizeError(f"run {name!r} is not in {runs_dir()}: name its folder with --run")
+        raise BaizeError(f"run '{named}' is not in {runs_dir()}: name its folder with --run")
     now = _flat(facts(run))
     if differ := sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
         raise BaizeError(

@@ -11,13 +11,12 @@ A tier is plain data that holds the very settings objects the wings take, so a n
 import json
 import os
 import re
-import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError, Run, runs_dir
-from baize_lib.files import write_atomic
+from baize_lib.files import write_atomic, written
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.teacher.prices import Price
 from baize_lib.training.settings import TrainingSettings
@@ -72,10 +71,9 @@ class Tier:
 _WINGS = {
     "selfchat": SelfChatSettings, "training": TrainingSettings, "evaluation": EvaluationSettings,
 }  # fmt: skip
-_TABLE = tomllib.loads(Path(__file__).with_name("tiers.toml").read_text(encoding="utf-8"))
 TIERS = {
     name: Tier(name, **row | {wing: make(**row.get(wing, {})) for wing, make in _WINGS.items()})
-    for name, row in _TABLE.items()
+    for name, row in written(__file__, "tiers.toml").items()
 }
 _FREE_TO_CHANGE = ("minutes", "usd", "gigabytes", "budget_usd", "price", "max_calls", "evaluation")
 
@@ -141,11 +139,7 @@ def open_run(tier: Tier | str | None = None) -> Run:
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> str:
-    """What differs in settings that a run may not change, by dotted name.
-
-    >>> _differences({"usd": 1, "training": {"lr": 0.1}}, {"usd": 2, "training": {"lr": 0.2}})
-    'training.lr: 0.1 -> 0.2'
-    """
+    """What differs in settings that a run may not change: "training.lr: 0.1 -> 0.2"."""
     if not (isinstance(earlier, dict) and isinstance(now, dict)):
         return f"{name}: {earlier!r} -> {now!r}" if earlier != now else ""
     keys = [key for key in sorted({*earlier, *now}) if name or key not in _FREE_TO_CHANGE]

@@ -13,16 +13,15 @@ score: Liu et al. 2023, arXiv 2303.16634.
 
 import itertools
 import re
-import tomllib
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
 from baize_lib.evaluation.attempts import together
 from baize_lib.evaluation.statistics import compare_arms, interval
+from baize_lib.files import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +54,7 @@ class Judgement:
         return (self.a_first == self.b_first and self.a_first) or "inconsistent"
 
 
-_TOLD = tomllib.loads(Path(__file__).with_name("judge.toml").read_text(encoding="utf-8"))
+_TOLD = written(__file__, "judge.toml")
 
 
 async def compare(teacher: "Teacher", pairs: Iterable[Pair]) -> list[Judgement]:

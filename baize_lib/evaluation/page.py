@@ -18,7 +18,6 @@ from baize_lib.evaluation.health import health
 from baize_lib.evaluation.prompts import Prompt
 from baize_lib.evaluation.statistics import Graded, score_table
 from baize_lib.files import template, write_atomic
-from baize_lib.teacher.budget import money
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,14 +43,9 @@ def page(
     models = list(dict.fromkeys(a.model for a in attempts))
     prompts = [p for p in prompts if any((p.id, m) in shown for m in models)]
     how = ["model", "layout", "adapter", "sampling"]
-    rows = [
-        (a.model, t["layout"], a.adapter or "–", _asked(t), t["num_tokens"], t.get("cost_usd", 0))
-        for a in attempts
-        for t in a.turns
-    ]
-    lines = pd.DataFrame(rows, columns=[*how, "tokens", "paid"])
-    paid = lines.groupby("model", sort=False)["paid"].sum()
-    alike = lines.groupby(how, sort=False)["tokens"].agg(replies="size", tokens="sum")
+    lines = ((a, line) for a in attempts for line in a.turns)
+    rows = [(a.model, t["layout"], a.adapter or "–", _asked(t), t["num_tokens"]) for a, t in lines]
+    alike = pd.DataFrame(rows, columns=[*how, "tokens"]).groupby(how, sort=False)["tokens"]
     text = template(Path(__file__).with_name("page.jinja")).render(
         models=models, marks={grade: sign for grade, (sign, _) in MARKS.items()},
         prompts=prompts, shown=shown, graded=graded, parts=prose_and_code,
@@ -59,9 +53,8 @@ def page(
         reported=list(dict.fromkeys(name for p in prompts for name in p.article)),
         kinds=[kind for kind in CHECKS if any(p.category == kind for p in prompts)],
         languages=sorted({p.language for p in prompts}),
-        paid=", ".join(f"{model} {money(usd)}" for model, usd in paid.items() if usd),
         scores=_html(score_table(prompts, graded, errors)), health=_html(health(attempts)),
-        asked=_html(alike.reset_index()),
+        asked=_html(alike.agg(replies="size", tokens="sum").reset_index()),
     )  # fmt: skip
     text = text.encode("utf-8", "replace").decode("utf-8")  # half characters become "?"
     if path:
