@@ -1,4 +1,4 @@
-"""Two processes train what one would have trained, with the base whole or sharded."""
+"""Two processes train what one would have trained."""
 
 import json
 import subprocess
@@ -6,18 +6,13 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_train import TALKS, TOKENIZER, tiny_base
 
 from baize_lib.config import BaizeError, data_dir
 from baize_lib.corpus.formats import write_dialogues
-from baize_lib.models.base import load_base
-from baize_lib.training.fit import main
+from baize_lib.training.__main__ import main
 from baize_lib.training.settings import read_run_file
-from baize_lib.training.step import Team, shard
-from baize_lib.training.tokens import Encoded
 
 # `--multi_gpu` is accelerate's word for several processes of one machine, processors included
 LAUNCH = [
@@ -60,65 +55,20 @@ def history(adapter):
     return [json.loads(line) for line in (adapter / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("name", "sharded"), [("two", False), ("sharded", True)])
-def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, name, sharded):
-    path = run_file(folder, name, shard=sharded)
-    command = [*LAUNCH, "-m", "baize_lib.training.fit", str(path)]
+def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone):
+    path = run_file(
+        folder, "two"
+    )  # its last step has one dialogue, so one of them has nothing to do
+    command = [*LAUNCH, "-m", "baize_lib.training", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out loss") == 1
     expected, weights = alone
-    found = history(folder / name)
+    found = history(folder / "two")
     for key in ("loss", "grad_norm", "lr"):
         assert [row[key] for row in found] == pytest.approx([r[key] for r in expected], rel=1e-4)
-    for key, weight in load_file(folder / name / "adapter_model.safetensors").items():
+    for key, weight in load_file(folder / "two" / "adapter_model.safetensors").items():
         torch.testing.assert_close(weight, weights[key], rtol=1e-3, atol=1e-5)
-
-
-SHARDED = """
-from accelerate import PartialState
-from baize_lib.models.base import load_base
-from baize_lib.training.step import join, shard
-team = join(in_step=True)
-base = load_base({base!r}, "float32", on_cpu=True)
-whole = sum(p.numel() for p in base.model.model.layers.parameters())
-shard(base, [])
-mine = sum(p.to_local().numel() for p in base.model.model.layers.parameters())
-assert mine == whole / 2, (mine, whole)
-team.total(0, "cpu")
-"""
-
-
-def test_each_of_two_processes_holds_half_of_a_sharded_base(folder):
-    script = folder / "sharded.py"
-    script.write_text(SHARDED.format(base=str(folder / "base")))
-    command = [*LAUNCH, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-def test_sharding_needs_several_processes_and_says_how_to_start_them(folder, capsys):
-    assert main([str(run_file(folder, "single", shard=True))]) == 1
-    assert "accelerate launch --num_processes 2" in capsys.readouterr().err
-
-
-def test_a_quantised_base_is_not_sharded(folder, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    base = replace(load_base(str(folder / "base"), "float32"), precision="nf4")
-    with pytest.raises(BaizeError, match="nf4 cannot be sharded"):
-        shard(base, [])
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 5), st.booleans())
-def test_a_team_computes_every_row_once_whatever_its_size(lengths, size, in_step):
-    rows = [Encoded([1] * n, [1] * n, str(i)) for i, n in enumerate(lengths)]
-    shares = [Team(rank, size, in_step).batches(rows, 60) for rank in range(size)]
-    seen = [row.id for share in shares for batch in share for row in batch if row.id]
-    assert sorted(seen) == sorted(row.id for row in rows)
-    assert all(shares)
-    assert not in_step or len({len(share) for share in shares}) == 1
 
 
 # --- run files
@@ -146,7 +96,7 @@ def test_a_preset_is_the_start_and_settings_go_over_it(folder):
         ("train: t\nadapter: a\nsettings: {rnak: 1}", r"rnak: unexpected .*known are .*rank"),
         ("train: t\nadapter: a\nsettings: {rank: many}", "settings in .*: rank: .*integer"),
         ("train: t\nadapter: a\nsettings: 3", "expected `key: value` lines"),
-        ("train: t\nadapter: a\nshard: 2", "shard: .*boolean"),
+        ("train: t\nadapter: a\nshard: true", "shard: unexpected .*known are .*base"),
         ("train: t\nadapter: a\npreset: 66B", "use one of 135M, .*7B, 13B, 30B, 65B"),
     ],
 )
@@ -163,14 +113,13 @@ def test_a_run_file_that_cannot_be_meant_is_refused_with_the_place(tmp_path, sai
 def test_the_run_files_of_the_course_can_be_read(path):
     file = read_run_file(path)
     assert file.settings.loss_on == "replies"
-    assert file.shard == ("sharded" in path.name)
 
 
 def test_the_command_starts_without_a_warning():
-    command = [sys.executable, "-m", "baize_lib.training.fit"]
+    command = [sys.executable, "-W", "error", "-m", "baize_lib.training"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "")
-    assert done.stdout.startswith("usage: python -m baize_lib.training.fit RUN.yaml")
+    assert done.stdout.startswith("usage: python -m baize_lib.training RUN.yaml")
 
 
 def test_a_missing_run_file_is_named(tmp_path, capsys):

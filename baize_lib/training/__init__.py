@@ -1,7 +1,5 @@
 """LoRA training on dialogues: what is learnt, how long it takes, and the adapter it leaves."""
 
-import warnings
-
 from baize_lib.training.fit import fit
 from baize_lib.training.lora import attach, read_card, select, trainable_parameters
 from baize_lib.training.planner import DEVICES, Corpus, measure, plan
@@ -14,6 +12,3 @@ __all__ = [
     "fit", "held_out_loss", "trainable_parameters", "read_card", "attach", "select", "DEVICES",
     "Corpus", "measure", "plan",
 ]  # fmt: skip
-
-# `python -m baize_lib.training.fit` loads that room twice, here and as the command: no harm is done
-warnings.filterwarnings("ignore", "'baize_lib.training.fit' found in sys.modules", RuntimeWarning)

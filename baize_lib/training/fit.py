@@ -2,20 +2,18 @@
 
     fit(load_base(), train, validation, run.adapter_dir, TrainingSettings(num_epochs=2))
 
-or, from a run file (see `settings`): `python -m baize_lib.training.fit run.yaml`, and on as many
-devices as there are `accelerate launch -m baize_lib.training.fit run.yaml`.
+or, from a run file (see `settings`): `python -m baize_lib.training run.yaml`, and on as many
+devices as there are `accelerate launch -m baize_lib.training run.yaml`.
 
 >>> print(Step(12, 20, 1, 1.4321, 2e-4, 0.5, 181.0, 35.2))
 step 12/20  loss 1.432  181 tokens/s  35 s left
 """
 
-import contextlib
 import hashlib
 import io
 import itertools
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
-from baize_lib.corpus.formats import read_dialogues
 from baize_lib.dialogue import TEMPLATE, Dialogue
 from baize_lib.files import read_jsonl, sha256_of, text_hash, write_atomic, write_jsonl
-from baize_lib.models.base import Base, load_base
+from baize_lib.models.base import Base
 from baize_lib.models.weights import quiet, refusing
 from baize_lib.training.lora import bare_weights, read_card
 from baize_lib.training.loss import plain_loss
-from baize_lib.training.settings import TrainingSettings, read_run_file
+from baize_lib.training.settings import TrainingSettings
 from baize_lib.training.step import Trainee, held_out_loss, join, trainee
 from baize_lib.training.tokens import Encoded, encode_all, epoch_steps, save_layout
 
@@ -82,7 +79,6 @@ def fit(
     settings: TrainingSettings | None = None,
     on_step: Callable[[Step], Any] | None = None,
     about: dict[str, Any] | None = None,
-    sharded: bool = False,
 ) -> Fit:
     """Train a LoRA adapter and save it to `adapter_dir`; the base is left as it was.
 
@@ -90,9 +86,7 @@ def fit(
     the losses of one that never stopped; a finished one is not trained again. An adapter of
     another base, corpus or other settings is moved aside, never overwritten.
 
-    Args:
-        about: more entries for the adapter's card, `baize_run.json` (for example the tier).
-        sharded: spread the base over the processes that `accelerate launch` started, for good.
+    `about` is more entries for the adapter's card, `baize_run.json` (for example the tier).
     """
     settings, adapter_dir = settings or TrainingSettings(), Path(adapter_dir)
     rows, counts = _readable(base, train, settings)
@@ -104,7 +98,7 @@ def fit(
     if finished := _finished(adapter_dir, identity):
         print(f"{adapter_dir.name}/ holds this very run already: nothing is trained again")
         return finished
-    team = join(in_step=sharded)
+    team = join()
     with trainee(base, settings, team) as student:
         asked = (student.model, held_out, settings.micro_tokens, team)
         before = held_out_loss(*asked) if held_out else None
@@ -280,40 +274,3 @@ def _save(student: Trainee, result: Fit, identity: dict[str, Any], about: dict[s
         aside = target.rename(next(name for name in names if not name.exists()))
         print(f"an earlier adapter, of another run, is kept in {aside.name}/")
     part.rename(target)
-
-
-# --- the command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as a run file says; several processes of it started by `accelerate launch` train as
-    one. Only the first prints.
-    """
-    paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) != 1:
-        print("usage: python -m baize_lib.training.fit RUN.yaml (settings.py says what is in it)")
-        return 2
-    unheard = contextlib.redirect_stdout(io.StringIO()) if join().rank else contextlib.nullcontext()
-    try:
-        with unheard:
-            file = read_run_file(paths[0])
-            train = list(read_dialogues(file.train))
-            validation = list(read_dialogues(file.validation)) if file.validation else []
-            base = load_base(file.base, file.precision, on_cpu=file.shard)
-            chosen = (base, train, validation, file.adapter, file.settings)
-            result = fit(*chosen, on_step=print, sharded=file.shard)
-            losses = (result.loss_before, result.loss_after)
-            before, after = ("unknown" if loss is None else f"{loss:.4f}" for loss in losses)
-            print(
-                f"{result.num_tokens:,} tokens in {result.seconds:.0f} s, "
-                f"{result.tokens_per_second:.0f} tokens/s; held-out loss {before} before, {after} "
-                f"after; adapter in {result.adapter_dir}"
-            )
-    except BaizeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

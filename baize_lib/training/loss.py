@@ -117,7 +117,7 @@ def in_lanes(work: Callable[[Batch], Any], batches: Iterable[Batch], at_once: in
 
     # the longest first, so that no lane is left with much to do when the others have finished
     order = sorted(batches, key=lambda batch: -sum(len(row.input_ids) for row in batch))
-    if at_once == 1 or len(order) == 1:
+    if at_once == 1 or len(order) < 2:
         yield from map(work, order)
         return
     threads = torch.get_num_threads()

@@ -1,7 +1,7 @@
 """How to train: the settings of a run, presets of them for known bases, and runs as YAML files.
 
-    python -m baize_lib.training.fit run.yaml
-    accelerate launch --num_processes 8 -m baize_lib.training.fit run.yaml
+    python -m baize_lib.training run.yaml
+    accelerate launch --num_processes 8 -m baize_lib.training run.yaml
 
     base: huggyllama/llama-7b      # a name in the table of models, a hub name or a folder
     precision: bfloat16            # default auto
@@ -10,7 +10,6 @@
     train: corpus/train.jsonl
     validation: corpus/validation.jsonl
     adapter: adapter               # the folder to write
-    shard: true                    # spread the base over the processes (FSDP)
 
 >>> PRESETS["7B"].settings.lr, PRESETS["7B"].published
 (0.0002, {'hours': 9.0, 'gigabytes': 26.0})
@@ -84,7 +83,6 @@ class RunFile:
     validation: Path | None = None
     base: str = "smollm2-135m"
     precision: str = "auto"
-    shard: bool = False
     settings: TrainingSettings = TrainingSettings()
 
 

@@ -6,11 +6,8 @@
 A rehearsal on a few tokens comes first, so that a base that cannot be trained is refused by name
 before anything is spent.
 
-Several processes, started by `accelerate launch`, train as one *team*: each takes its share of a
-step's dialogues, and the gradients are added up. The adapter is small and every process has the
-whole of it. The frozen base may be *sharded* (FSDP: each process keeps a slice of every layer and
-all of them put a layer together when it is its turn), so that a model trains on cards that could
-not hold it. Alone, `join()` gives Team(rank=0, size=1).
+Several processes, started by `accelerate launch`, train as one *team*: each has the whole base and
+adapter, takes its share of a step's dialogues, and the gradients are added up.
 """
 
 import contextlib
@@ -24,10 +21,10 @@ from typing import TYPE_CHECKING
 from baize_lib.config import BaizeError
 from baize_lib.models.base import Base
 from baize_lib.models.weights import quiet, refusing
-from baize_lib.training.lora import add_adapter, inner_model, text_model
+from baize_lib.training.lora import add_adapter, inner_model
 from baize_lib.training.loss import Loss, backward, in_lanes, lane_tokens, lanes, loss_of
 from baize_lib.training.settings import TrainingSettings
-from baize_lib.training.tokens import IGNORED, Encoded, micro_batches
+from baize_lib.training.tokens import Encoded, micro_batches
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,8 +36,6 @@ __all__ = ["trainee", "held_out_loss"]
 
 # --- one process or several
 
-_NOTHING = Encoded([0], [IGNORED])  # a row without a label: it is computed and teaches nothing
-
 
 @dataclass(frozen=True, slots=True)
 class Team:
@@ -48,13 +43,10 @@ class Team:
 
     rank: int = 0
     size: int = 1
-    in_step: bool = False  # all compute equally many micro-batches, because the base is sharded
 
-    def batches(self, rows: Sequence[Encoded], micro_tokens: int) -> list[list[Encoded]]:
-        """This process's micro-batches of a step's rows; at least one."""
-        shares = [list(micro_batches(rows[r :: self.size], micro_tokens)) for r in range(self.size)]
-        mine, count = shares[self.rank], max(map(len, shares)) if self.in_step else 1
-        return mine + [[_NOTHING]] * (count - len(mine))
+    def batches(self, rows: Sequence[Encoded], micro_tokens: int) -> Iterator[list[Encoded]]:
+        """This process's micro-batches of a step's rows; none where the others have them all."""
+        return micro_batches(rows[self.rank :: self.size], micro_tokens)
 
     def add_up(self, tensors: Sequence["Tensor"]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""
@@ -75,38 +67,15 @@ class Team:
         return held.item()
 
 
-def join(*, in_step: bool = False) -> Team:
+def join() -> Team:
     """The team that `accelerate launch` (or torchrun) has started; one process if none did."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Team(in_step=in_step)
+        return Team()
     import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Team(state.process_index, state.num_processes, in_step)
-
-
-def shard(base: Base, adapter: Sequence["Tensor"]) -> None:
-    """Spread the base's frozen layers over the team's devices; the `adapter` and the head, which
-    the loss uses outside the model's own pass, stay whole.
-    """
-    from accelerate import PartialState
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        launch = "accelerate launch --num_processes 2 -m baize_lib.training.fit RUN.yaml"
-        raise BaizeError(f"shard needs several processes: start with `{launch}`")
-    inner, state = text_model(base.model), PartialState()
-    if base.precision in ("int8", "nf4") or not hasattr(inner, "layers"):
-        what = f"{base.name} in {base.precision}"
-        raise BaizeError(f"{what} cannot be sharded: use a LLaMA-like base in bfloat16")
-    whole = {base.model.get_output_embeddings().weight, *adapter}
-    for weight in whole:
-        weight.data = weight.data.to(state.device)
-    mesh = init_device_mesh(state.device.type, (state.num_processes,))
-    for part in (*inner.layers, inner):
-        fully_shard(part, mesh=mesh, ignored_params=whole)
+    return Team(state.process_index, state.num_processes)
 
 
 # --- the student
@@ -153,7 +122,7 @@ class Trainee:
 
         settings, team = self.settings, self.team
         num_labels = sum(row.num_labels for row in rows)
-        batches = team.batches(rows, lane_tokens(settings.micro_tokens, self.lanes))
+        batches = list(team.batches(rows, lane_tokens(settings.micro_tokens, self.lanes)))
         while True:
             # so that a resumed run drops alike, and no two processes do
             torch.manual_seed((settings.seed * 1_000_003 + number) * team.size + team.rank)
@@ -187,23 +156,18 @@ def trainee(base: Base, settings: TrainingSettings, team: Team | None = None) ->
 
     from baize_lib.training.fast_cpu import compute_precision
 
-    team, compute, reason = team or Team(), base.precision, "a sharded base stays as it was loaded"
-    if not team.in_step:
-        kind = base.model.device.type
-        compute, reason = compute_precision(base.precision, kind, settings.compute)
+    kind = base.model.device.type
+    compute, reason = compute_precision(base.precision, kind, settings.compute)
     model = add_adapter(base, settings)
     try:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        if team.in_step:
-            shard(base, weights)
         optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0, fused=True)
-        at_once = 1 if team.in_step else lanes(model, settings)
         what = f"{base.name} ({base.model.config.model_type}) cannot be trained here"
         with refusing(what, "choose another base model"):
             _refuse_unless_causal(base)
             student = Trainee(
-                base, model, settings, team, compute, reason, loss_of(model), at_once, weights,
-                optimizer, 1024.0 if compute == "float16" else 1.0,
+                base, model, settings, team or Team(), compute, reason, loss_of(model),
+                lanes(model, settings), weights, optimizer, 1024.0 if compute == "float16" else 1.0,
             )  # fmt: skip
             _rehearse(student)
         yield student
@@ -279,7 +243,7 @@ def held_out_loss(
     if not rows:
         raise BaizeError("no dialogue to measure the loss on: put some into the validation set")
     team, loss = team or Team(), loss_of(model.eval())
-    at_once = 1 if team.in_step else lanes(model)
+    at_once = lanes(model)
 
     def measured(batch: Sequence[Encoded]) -> float:
         with torch.no_grad():  # each thread has its own
