@@ -50,14 +50,12 @@ class Base:
         return digest.hexdigest()[:16]
 
 
-def load_base(
-    name: str | Path = "smollm2-135m", precision: str = "auto", *, on_cpu: bool = False
-) -> Base:
+def load_base(name: str | Path = "smollm2-135m", precision: str = "auto") -> Base:
     """Load a base model, on the GPU when there is one; prints the precision and its reason.
 
-    `name` is a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file. `on_cpu`
-    leaves the weights in main memory, for `step.shard` to spread. A BaizeError names a model that
-    cannot be reached, is damaged or no causal language model, or needs memory that is not here.
+    `name` is a key of `MODELS`, a name on the Hugging Face hub, a folder or a GGUF file. A
+    BaizeError names a model that cannot be reached, is damaged or no causal language model, or
+    needs memory that is not here.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -72,11 +70,9 @@ def load_base(
     with quiet(), refusing(f"base model {name!r} could not be loaded", remedy):
         safe = {"trust_remote_code": False}  # nobody would see what a hub's code does
         config = AutoConfig.from_pretrained(path, **safe)
-        if not on_cpu:
-            _need_memory(name, Shape.of(config), precision, device)
+        _need_memory(name, Shape.of(config), precision, device)
         tokenizer = AutoTokenizer.from_pretrained(path, **safe)
-        where = {"device_map": "cpu" if on_cpu else device, "output_loading_info": True}
-        where |= _loading(precision)
+        where = {"device_map": device, "output_loading_info": True} | _loading(precision)
         model, found = AutoModelForCausalLM.from_pretrained(path, **where, **safe)
     for module in model.modules():
         # bitsandbytes 0.50 would repack nf4 weights at the first evaluation on a CPU with
