@@ -90,6 +90,8 @@ def test_the_size_of_a_corpus_is_counted_from_its_rows_and_batches():
     assert alone.padding == 0
     with pytest.raises(BaizeError, match="no dialogue to plan for"):
         Corpus.of([], FAST)
+    with pytest.raises(BaizeError, match="no dialogue to measure with"):  # it would never end
+        measure(tiny_base(), [], FAST)
 
 
 @pytest.mark.parametrize("size", ["7B", "13B", "30B"])

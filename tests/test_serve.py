@@ -143,24 +143,12 @@ def test_a_body_that_is_no_request_is_refused(address, body):
     assert json.load(refused.value)["error"]["message"]
 
 
-def test_a_key_that_was_asked_for_must_be_sent(chat):
-    address = serve(chat, port=0, key="sesame", wait=False)
-    with pytest.raises(openai.AuthenticationError, match="wrong key"):
-        openai.OpenAI(base_url=address, api_key="none", max_retries=0).models.list()
-    assert openai.OpenAI(base_url=address, api_key="sesame").models.list().data
-
-
-def test_other_machines_are_let_in_only_with_a_key(chat):
-    with pytest.raises(BaizeError, match="lets other machines in: give a key"):
-        serve(chat, port=0, host="0.0.0.0", wait=False)
-
-
 def test_a_port_in_use_is_named_with_the_way_out(chat):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(BaizeError, match=f"port {port} .* choose another, or port=0"):
+        with pytest.raises(BaizeError, match=f"port {port} .* choose another, or 0"):
             serve(chat, port=port, wait=False)
 
 

@@ -10,7 +10,6 @@ too: your student may be the next run's teacher.
 
 import asyncio
 import contextlib
-import hmac
 import json
 import secrets
 import socket
@@ -70,30 +69,26 @@ class ChatRequest(BaseModel, extra="forbid"):
         return {name: value for name, value in body.items() if value is not None}
 
 
-def serve(
-    chat: ChatModel, port: int = 8000, *, host: str = "127.0.0.1", key: str = "", wait: bool = True
-) -> str:
+def serve(chat: ChatModel, port: int = 8000, *, wait: bool = True) -> str:
     """Serve `chat` until this process ends or Ctrl-C; returns the address that clients need.
 
-    Port 0 takes a free one. The default `host` can be reached from this machine only; others need a
-    `key`, which clients then send as their API key. Without `wait` it serves from a thread.
+    Port 0 takes a free one. Only this machine can reach it, and others through `ssh -L`. Without
+    `wait` it serves from a thread.
     """
     from aiohttp import web
 
-    if host not in ("127.0.0.1", "localhost") and not key:
-        raise BaizeError(f"host={host!r} lets other machines in: give a key that they must send")
     try:
-        listening = socket.create_server((host, port))
+        listening = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        text = f"port {port} of {host} cannot be used ({error}): choose another, or port=0"
-        raise BaizeError(text) from error
+        what = f"port {port} cannot be used ({error})"
+        raise BaizeError(f"{what}: choose another, or 0 for a free one") from error
     threading.Thread(
-        target=web.run_app, args=(_app(chat, key),), daemon=True,
+        target=web.run_app, args=(_app(chat),), daemon=True,
         # when a client goes away, its answer is not written to its end
         kwargs={"sock": listening, "handler_cancellation": True, "handle_signals": False,
                 "access_log": None, "print": None},
     ).start()  # fmt: skip
-    address = f"http://{host}:{listening.getsockname()[1]}/v1"
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
     if wait:
         print(f"{', '.join(chat.models)} at {address} (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -101,19 +96,12 @@ def serve(
     return address
 
 
-def _app(chat: ChatModel, key: str) -> Any:
+def _app(chat: ChatModel) -> Any:
     from aiohttp import web
 
     def refuse(status: int, text: str) -> web.Response:
         kind = "invalid_request_error" if status < 500 else "server_error"
         return web.json_response({"error": {"message": text, "type": kind}}, status=status)
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode()
-        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-            return refuse(401, "wrong key: send the one that the server was started with")
-        return await handler(request)
 
     async def complete(request: web.Request) -> web.StreamResponse:
         try:
@@ -134,7 +122,7 @@ def _app(chat: ChatModel, key: str) -> Any:
         rows = [{"id": name, "object": "model", "owned_by": "you"} for name in chat.models]
         return web.json_response({"object": "list", "data": rows})
 
-    app = web.Application(middlewares=[guard], client_max_size=8 << 20)
+    app = web.Application(client_max_size=8 << 20)
     app.add_routes([web.post("/v1/chat/completions", complete), web.get("/v1/models", names)])
     return app
 

@@ -66,19 +66,19 @@ def fast(model: nn.Module, precision: str = "") -> Iterator[None]:
     """
     frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
     wide = [(p, p.data) for p in frozen if precision == "bfloat16"]
-    for weight, data in wide:
-        weight.data = data.to(torch.bfloat16)
     changed = []
-    for module in model.modules():
-        forward = _fast_forward(module, model.device.type)
-        if forward and "forward" not in vars(module):  # else somebody else's, or ours already
-            module.forward = functools.partial(forward, module)
-            changed.append(module)
     try:
+        for weight, data in wide:
+            weight.data = data.to(torch.bfloat16)
+        for module in model.modules():
+            forward = _fast_forward(module, model.device.type)
+            if forward and "forward" not in vars(module):  # else somebody else's, or ours already
+                changed.append(module)
+                module.forward = functools.partial(forward, module)
         yield
     finally:
         for module in changed:
-            del module.forward
+            vars(module).pop("forward", None)
         for weight, data in wide:
             weight.data = data
 

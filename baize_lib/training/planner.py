@@ -131,6 +131,8 @@ def measure(
     """
     import torch
 
+    if not rows:
+        raise BaizeError("no dialogue to measure with: collect some first")
     epochs = (epoch_steps(rows, settings, epoch) for epoch in itertools.count())
     steps = itertools.islice(itertools.chain.from_iterable(epochs), num_steps + 1)
     tokens, begun = 0, 0.0
@@ -154,28 +156,29 @@ def _operations(shape: Shape, settings: TrainingSettings) -> int:
 
 @contextlib.contextmanager
 def _memory_used() -> Iterator[list[float]]:
-    """Bytes in use at moments inside the `with`, beyond those before it."""
+    """Bytes in use at moments inside the `with`, beyond those before; last a GPU's peak."""
     import psutil
     import torch
 
     process, done, seen = psutil.Process(), threading.Event(), [0.0]
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
+    there = torch.cuda.is_available()
+    if there:
         torch.cuda.reset_peak_memory_stats()
-        yield seen
-        seen.append(torch.cuda.max_memory_allocated() - before)
-        return
-    before = process.memory_info().rss
+
+    def in_use() -> int:
+        return torch.cuda.max_memory_allocated() if there else process.memory_info().rss
 
     def watch() -> None:
         while not done.wait(0.01):
-            seen.append(process.memory_info().rss - before)
+            seen.append(in_use() - before)
 
+    before = in_use()
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield seen
     finally:
         done.set()
+        seen.append(in_use() - before)
 
 
 # --- planning
