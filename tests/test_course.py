@@ -182,6 +182,13 @@ def test_a_run_changed_after_its_receipt_is_found_by_file_and_by_call(handed_in,
         check_receipt(handed_in)
 
 
+@pytest.mark.parametrize("torn", ["{", "1", "\x00"])
+def test_a_damaged_file_of_the_run_is_named(handed_in, run, torn):
+    (run.adapter_dir / "baize_run.json").write_text(torn, encoding="utf-8")
+    with pytest.raises(BaizeError, match=r"baize_run\.json is damaged"):
+        check_receipt(handed_in)
+
+
 def test_a_receipt_without_its_run_is_not_taken_on_trust(handed_in, run, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     run.path.rename(moved)

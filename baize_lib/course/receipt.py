@@ -48,15 +48,21 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        remedy = "put back what was in it, or delete it and run the notebook that wrote it"
+        raise BaizeError(f"{path} is damaged ({error}): {remedy}") from error
+
+
 def facts(run: Run) -> dict[str, Any]:
     """What the files of a run say, with their SHA-256; a step not run leaves None, or nothing.
 
     Of the table of calls the hash is that of its rows.
     """
     cards = run.path / "run.json", run.corpus_dir / "card.json", run.adapter_dir / "baize_run.json"
-    started, corpus, adapter = (
-        json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {} for card in cards
-    )
+    started, corpus, adapter = map(_card, cards)
     files = (*cards, run.self_chat, run.train_file, run.validation_file, run.answers_file,
              run.adapter_dir / "adapter_model.safetensors")  # fmt: skip
     hashes = {f.relative_to(run.path).as_posix(): sha256_of(f) for f in files if f.is_file()}
