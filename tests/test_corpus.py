@@ -363,6 +363,7 @@ def test_what_is_no_dialogue_is_refused_by_name(use, items):
     lambda: corpus.leakage([], prompts="one text"),
     lambda: corpus.apply_filters([talk("Hi", "Hello.")], near_duplicate=2),
     lambda: list(read_dialogues("/")), lambda: list(read_dialogues("")),
+    lambda: list(read_dialogues(None)),
 ])  # fmt: skip
 def test_impossible_wishes_are_refused_by_name(use):
     with pytest.raises(BaizeError):

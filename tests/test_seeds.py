@@ -642,3 +642,5 @@ def test_a_mix_gives_a_shared_question_once_and_no_id_twice(tmp_path):
     for share in (0, float("nan"), float("inf")):
         with pytest.raises(BaizeError, match="> 0"):
             mix({"general": 1, "medical": share}, 5)
+    with pytest.raises(BaizeError, match="'general'"):
+        mix("general", 5)

@@ -62,6 +62,8 @@ def read_dialogues(
     if is_file and not Path(source).is_file():
         what = "is a folder: name a file in it" if Path(source).is_dir() else "does not exist"
         raise BaizeError(f"{source} {what}; check the name, or run the notebook before this")
+    if not isinstance(source, Iterable | Path):
+        raise BaizeError(f"{source!r:.60} holds no dialogues: give a file, or a list of rows")
     rows = records(Path(source)) if is_file else ((f"row {i}", r) for i, r in enumerate(source, 1))
     for place, row in rows:
         try:

@@ -82,7 +82,8 @@ def mix(shares: Mapping[str, float], num: int, seed: int = 0) -> Seeds:
     >>> sum(seed.source == "baize-course/medical" for seed in drawn)
     3
     """
-    if num < 1 or not shares or not all(0 < share < math.inf for share in shares.values()):
+    is_mix = isinstance(shares, Mapping) and shares and num >= 1
+    if not is_mix or not all(0 < share < math.inf for share in shares.values()):
         raise BaizeError(
             f"a mix of {num} seeds from {shares!r:.200}: give shares > 0 by source, such as "
             "{'general': 0.5, 'medical': 0.5}, and a number > 0"
