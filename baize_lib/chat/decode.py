@@ -11,8 +11,7 @@ use weights packed once for oneDNN, with the adapter already added to them.
 The speed beside transformers' own `generate` is measured by `tests/benchmarks/bench_chat.py`.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from baize_lib.models.base import Base
@@ -49,6 +48,8 @@ class Decoder:
         """
         import torch
 
+        from baize_lib.training.fast_cpu import computing_by
+
         if ids is not None:
             device = self.mask.device
             if len(rows) < len(self.rows):
@@ -60,24 +61,12 @@ class Decoder:
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -self.ids.shape[1] :]
         if not self.products:
             select(self.base, self.adapter)
-        with torch.inference_mode(), _multiplying(self.products):
+        with torch.inference_mode(), computing_by(self.products):
             output = self.base.model(
                 input_ids=self.ids, attention_mask=self.mask, position_ids=positions,
                 past_key_values=self.cache, use_cache=True, logits_to_keep=1,
             )  # fmt: skip
         return output.logits[:, -1].float().cpu()
-
-
-@contextlib.contextmanager
-def _multiplying(products: Sequence[tuple[Any, Callable]]) -> Iterator[None]:
-    """Let each layer multiply in its own way inside the `with`."""
-    for layer, multiply in products:
-        layer.__dict__["forward"] = multiply
-    try:
-        yield
-    finally:
-        for layer, _ in products:
-            layer.__dict__.pop("forward", None)
 
 
 def _products(model: Any, adapter: str | None, packs: dict) -> list[tuple[Any, Callable]]:

@@ -9,7 +9,6 @@ merged folder too.
 """
 
 import json
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -18,12 +17,11 @@ from typing import Any
 from baize_lib.chat.share import need_room
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import AI_TAG, HEADER, HUMAN_TAG
-from baize_lib.files import write_atomic
+from baize_lib.files import write_atomic, written
 
 __all__ = ["export_gguf"]
 
-_HERE = Path(__file__).parent
-_NAMES = tomllib.loads((_HERE / "gguf.toml").read_text(encoding="utf-8"))
+_NAMES = written(__file__, "gguf.toml")
 
 
 def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Path:
@@ -63,7 +61,7 @@ def export_gguf(merged: Path | str, out: Path | str, quant: str = "q8_0") -> Pat
     card = json.loads((merged / "baize_run.json").read_text(encoding="utf-8"))
     words = {"file": out.name, "header": HEADER[card.get("language", "en")], "human": HUMAN_TAG}
     words |= {"ai": AI_TAG, "end": tokenizer.eos_token}
-    form = (_HERE / "Modelfile").read_text(encoding="utf-8")
+    form = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
     write_atomic(out.with_name("Modelfile"), Template(form).substitute(words))
     return out
 

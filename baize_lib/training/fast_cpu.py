@@ -66,21 +66,28 @@ def fast(model: nn.Module, precision: str = "") -> Iterator[None]:
     """
     frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
     wide = [(p, p.data) for p in frozen if precision == "bfloat16"]
-    changed = []
     try:
         for weight, data in wide:
             weight.data = data.to(torch.bfloat16)
-        for module in model.modules():
-            forward = _fast_forward(module, model.device.type)
-            if forward and "forward" not in vars(module):  # else somebody else's, or ours already
-                changed.append(module)
-                module.forward = functools.partial(forward, module)
-        yield
+        mine = (m for m in model.modules() if "forward" not in vars(m))  # else somebody else's
+        known = [(module, _fast_forward(module, model.device.type)) for module in mine]
+        with computing_by([(m, functools.partial(way, m)) for m, way in known if way]):
+            yield
     finally:
-        for module in changed:
-            vars(module).pop("forward", None)
         for weight, data in wide:
             weight.data = data
+
+
+@contextlib.contextmanager
+def computing_by(forwards: Sequence[tuple[nn.Module, Callable[..., object]]]) -> Iterator[None]:
+    """Let each module compute by the function beside it inside the `with`."""
+    try:
+        for module, forward in forwards:
+            vars(module)["forward"] = forward  # sooner than PyTorch's own way to set it
+        yield
+    finally:
+        for module, _ in forwards:
+            vars(module).pop("forward", None)
 
 
 def _fast_forward(module: nn.Module, device: str) -> Callable[..., object] | None:
