@@ -25,7 +25,7 @@ from baize_lib.selfchat.collect import collect
 from baize_lib.selfchat.prompts import SelfChatSettings
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher, token_bound
-from baize_lib.teacher.errors import KeyRejected, RunStopped, TeacherError
+from baize_lib.teacher.errors import RunStopped, TeacherError
 from baize_lib.teacher.prices import FREE, Price, Usage
 
 P = Price("stub", 1.0, 10.0)
@@ -711,4 +711,5 @@ def test_only_a_weak_teacher_is_sent_worked_examples_and_grammars(stub, tmp_path
 
 def test_a_bad_key_is_named_and_not_shown(stub):
     outcome = ask(teacher_at(stub, api_key="sk-bad"))
-    assert isinstance(outcome, KeyRejected) and "sk-bad" not in str(outcome)
+    assert isinstance(outcome, RunStopped) and "check OPENAI_API_KEY" in str(outcome)
+    assert "sk-bad" not in str(outcome)

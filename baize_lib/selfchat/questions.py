@@ -11,15 +11,12 @@ takes its leave. `clean_question` keeps the first question or request; where the
 """
 
 import re
-import tomllib
 from itertools import takewhile
-from pathlib import Path
 
 from baize_lib.dialogue import fenced, tagged, without_thoughts
+from baize_lib.files import compiled, written
 
-_WRITTEN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-_FLAGS = re.VERBOSE | re.IGNORECASE
-_PATTERNS = {name: re.compile(text, _FLAGS) for name, text in _WRITTEN.items()}
+_PATTERNS = compiled(written(__file__, "questions.toml"))
 
 
 def clean_question(text: str) -> str:

@@ -35,7 +35,6 @@ from baize_lib.teacher.calls import Call, Calls, sendable
 from baize_lib.teacher.errors import (
     Failure,
     Halted,
-    KeyRejected,
     Reply,
     RunStopped,
     TeacherError,
@@ -94,9 +93,9 @@ def find_key(*, needed: bool = True) -> SecretStr | None:
 
 
 def as_key(text: str) -> SecretStr:
-    """`text` as a key, the space around it cut off; raises `KeyRejected` if it can be none."""
+    """`text` as a key, the space around it cut off; raises `RunStopped` if it can be none."""
     if not re.fullmatch(r"[!-~]+", text.strip()):
-        raise KeyRejected(
+        raise RunStopped(
             "the API key is empty or holds a character no key has (a space, a line break, a "
             "letter outside ASCII): copy it again",
             kind="bad key",
@@ -195,7 +194,7 @@ class Teacher:
 
         Raises:
             BudgetExceeded: the worst case does not fit in what is left.
-            RunStopped: no call can succeed (`KeyRejected`: because of the key).
+            RunStopped: no call can succeed: a wrong key, no money, no such model.
             TeacherError: this call failed; the text says why and what to do.
         """
         rows = [{"role": m.role, "content": sendable(m.content)} for m in as_messages(messages)]

@@ -13,22 +13,19 @@ import json
 import math
 import re
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 from baize_lib.config import BaizeError
+from baize_lib.files import compiled, written
 from baize_lib.teacher.prices import Usage
 
 LONGEST_WAIT = 600.0  # seconds a Retry-After may ask for before the run is stopped instead
-SAID = tomllib.loads(Path(__file__).with_name("errors.toml").read_text(encoding="utf-8"))
+SAID = written(__file__, "errors.toml")
 _FINISH = {theirs: ours for ours, names in SAID["finish"].items() for theirs in names.split()}
-_MEANS = {
-    name: re.compile(pattern, re.VERBOSE | re.IGNORECASE) for name, pattern in SAID["means"].items()
-}
+_MEANS = compiled(SAID["means"])
 _FIELDS = re.compile(rf"(?<!\w)(?:{'|'.join(SAID['fields'].split())})(?!\w)")
 
 
@@ -55,10 +52,6 @@ class TeacherError(BaizeError):
 
 class RunStopped(TeacherError):  # noqa: N818
     """No other call can do better: every later one is refused too, until `Teacher.start()`."""
-
-
-class KeyRejected(RunStopped):
-    """The server does not know the key."""
 
 
 class Halted(TeacherError):  # noqa: N818
@@ -187,7 +180,7 @@ def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     wait = _retry_after(headers)
     if rule.get("retry") and (wait or 0) > LONGEST_WAIT:
         remedy = f"it asks to wait {wait:.0f} s: run again then to go on"
-        rule = {"remedy": remedy, "error": "RunStopped"}
+        rule = {"remedy": remedy, "stops": True}
     remedy = rule["remedy"].format(location=headers.get("location", "another address"))
     fields = _FIELDS.findall(everything) if rule.get("fields") else ()  # in the order of the text
     kind = rule.get("kind", str(status))
@@ -196,8 +189,8 @@ def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
 
 def _failure(rule: Mapping[str, Any], kind: str, text: str, **more: Any) -> Failure:
     flags = {name: rule[name] for name in ("billed", "retry", "crowded") if name in rule}
-    error = {"RunStopped": RunStopped, "KeyRejected": KeyRejected}.get(rule.get("error"))
-    return Failure(kind, text, error=error or TeacherError, **flags, **more)
+    error = RunStopped if rule.get("stops") else TeacherError
+    return Failure(kind, text, error=error, **flags, **more)
 
 
 def _words_of(body: Any) -> Iterator[str]:

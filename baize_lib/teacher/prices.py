@@ -72,10 +72,6 @@ PRICE_2023 = Price(
 SHADOW_TEACHERS: tuple[str | Price, ...] = ("gpt-4.1-nano", "gpt-4o-mini", "gpt-5-mini", PRICE_2023)
 
 
-class UnknownPrice(BaizeError):  # noqa: N818
-    """No price is known for a model: it must be given, never taken as 0."""
-
-
 def price_of(model: str, *, base_url: str | None = None, year: int | None = None) -> Price:
     """Today's price of a hosted model from genai-prices' bundled table (no network).
 
@@ -85,7 +81,7 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
     `models.weights` are free. Of the past, only gpt-3.5-turbo's price in 2023 is known.
 
     Raises:
-        UnknownPrice: the table does not know the model.
+        BaizeError: the table does not know the model; no price is ever taken as 0.
     """
     if model in MODELS:
         return replace(FREE, model=model)
@@ -100,7 +96,7 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
         if address is not None:
             return price_of(model)
         when = f" in {year}" if year else ""
-        raise UnknownPrice(
+        raise BaizeError(
             f"no price is known for {model!r}{when}: set BAIZE_TEACHER_PRICE=0.5/1.5 (USD per "
             "million tokens in and out; 0/0 for a server of your own), or give "
             f"Price({model!r}, 0.5, 1.5)"
