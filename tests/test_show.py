@@ -116,7 +116,7 @@ def test_verdicts_become_marks_in_their_own_colours_and_the_rest_stays_text():
     rows = [{"prompt": f"good {HOSTILE}", "base": "bad", "tuned": "good", "x": "", "n": None}]
     shown = verdicts(rows)
     markup = shown._repr_html_()
-    assert f'color:{plots.COLOURS["bad"]};font-weight:bold">✗<' in markup
+    assert f'{plots.COLOURS["bad"]} 50%,currentColor);font-weight:bold">✗<' in markup
     assert ">✓<" in markup and ">bad<" not in markup
     assert "✗" in repr(shown)
 

@@ -89,7 +89,7 @@ def _cell(value: Any, form: str | None, marks: Mapping[str, tuple[str, str]]) ->
     """The text of a cell, and what CSS it adds."""
     if isinstance(value, str) and value in marks:
         sign, colour = marks[value]
-        return sign, f";color:{colour};font-weight:bold"
+        return sign, f";color:color-mix(in srgb,{colour} 50%,currentColor);font-weight:bold"
     if value is None or value != value:  # NaN is not equal to itself
         return "–", ""
     if form:
