@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baize_lib.chat.decode import _multiplying, _products
+from baize_lib.chat.decode import _products
 from baize_lib.chat.model import ChatModel, _end_tokens, _Writer
 from baize_lib.config import BaizeError
 from baize_lib.dialogue import TEMPLATE, Dialogue, Message
 from baize_lib.models.base import load_base
 from baize_lib.models.weights import quiet, student_dir
 from baize_lib.training import lora
+from baize_lib.training.fast_cpu import computing_by
 from baize_lib.training.fit import fit
 from baize_lib.training.settings import TrainingSettings
 
@@ -130,12 +131,12 @@ def test_products_are_the_layers_own_with_the_adapter_added_and_only_while_it_wr
     lora.select(base, attached)
     with torch.no_grad():
         own = layer(rows)
-        with _multiplying(products):
+        with computing_by(products):
             torch.testing.assert_close(layer(rows), own, rtol=1e-4, atol=1e-4)
         assert torch.equal(layer(rows), own)
         lora.select(base, None)
         plain = layer(rows)
-        with _multiplying(_products(base.model, None, packs)):
+        with computing_by(_products(base.model, None, packs)):
             torch.testing.assert_close(layer(rows), plain, rtol=1e-4, atol=1e-4)
     assert not [layer for layer, _ in products if "forward" in layer.__dict__]
 
