@@ -24,7 +24,7 @@ from baize_lib.selfchat.strategies import self_chat
 from baize_lib.teacher.budget import Budget
 from baize_lib.teacher.calls import Calls
 from baize_lib.teacher.client import Teacher
-from baize_lib.teacher.errors import KeyRejected
+from baize_lib.teacher.errors import RunStopped
 from baize_lib.teacher.local import local_teacher
 from baize_lib.teacher.meter import CostMeter
 from baize_lib.teacher.prices import Usage
@@ -178,8 +178,8 @@ class TestTurns:
         assert line["ended"] == "no more questions"
 
     def test_sampling_depends_on_the_seed_alone(self, stub, tmp_path):
-        run(stub, tmp_path / "one" / "l.jsonl", concurrency=1)
-        run(stub, tmp_path / "many" / "l.jsonl", concurrency=6)
+        run(stub, tmp_path / "one" / "l.jsonl", teacher=teacher_of(stub, max_concurrency=1))
+        run(stub, tmp_path / "many" / "l.jsonl", teacher=teacher_of(stub, max_concurrency=6))
         first, second = (
             {row["id"]: row["messages"] for row in rows_of(tmp_path / name / "l.jsonl")}
             for name in ("one", "many")
@@ -337,7 +337,7 @@ class TestStops:
 
     def test_a_refused_key_stops_at_the_first_call(self, stub, tmp_path, capsys):
         path = tmp_path / "l.jsonl"
-        with pytest.raises(KeyRejected, match="OPENAI_API_KEY"):
+        with pytest.raises(RunStopped, match="OPENAI_API_KEY"):
             run(stub, path, 50, teacher=teacher_of(stub, api_key=BAD_KEY))
         assert stub.calls["POST /chat"] == 1
         assert rows_of(path) == []
@@ -347,7 +347,7 @@ class TestStops:
         path = tmp_path / "l.jsonl"
         stub.script("ok", *["context"] * 200)
         with pytest.raises(BaizeError, match="20 dialogues in a row came to nothing"):
-            run(stub, path, 100, concurrency=5)
+            run(stub, path, 100, teacher=teacher_of(stub, max_concurrency=5))
         assert 20 <= len(rows_of(path)) <= 26
         stub._script.clear()
         assert run(stub, path, 100, retry_failed=True).left == 0

@@ -318,7 +318,7 @@ def test_what_no_call_can_survive_stops_the_whole_run(
     stub.script(*["ok"] * before)
     stub.rule = lambda request: said
     with pytest.raises(RunStopped) as stopped:
-        run(stub, tmp_path / "l.jsonl", 200, concurrency=8)
+        run(stub, tmp_path / "l.jsonl", 200, teacher=teacher_at(stub, max_concurrency=8))
     assert stub.outcomes.total() <= before + 8
     if status not in (307, 401):
         assert "no money left" in str(stopped.value)
@@ -435,15 +435,17 @@ def test_answers_paid_for_in_vain_stop_the_run_and_say_what_to_raise(
 ):
     stub.rule = rule
     settings = SelfChatSettings(strategy=strategy, num_turns=2)
+    teacher = teacher_at(stub, max_concurrency=8)
     with pytest.raises(BaizeError, match="20 dialogues in a row .* raise max_tokens"):
-        run(stub, tmp_path / "l.jsonl", 1000, settings, concurrency=8)
+        run(stub, tmp_path / "l.jsonl", 1000, settings, teacher=teacher)
     assert stub.answered <= 20 + 8
 
 
 def test_questions_paid_for_in_vain_stop_it_too_and_their_dialogues_are_kept(stub, tmp_path):
     stub.rule = lambda body: thinking(body) if body["max_tokens"] == 40 else None
+    settings, teacher = SelfChatSettings(num_turns=2), teacher_at(stub, max_concurrency=4)
     with pytest.raises(BaizeError, match="raise question_tokens"):
-        run(stub, tmp_path / "l.jsonl", 1000, SelfChatSettings(num_turns=2), concurrency=4)
+        run(stub, tmp_path / "l.jsonl", 1000, settings, teacher=teacher)
     lines = list(read_jsonl(tmp_path / "l.jsonl"))
     assert 20 <= len(lines) <= 24 and {line["status"] for line in lines} == {"ok"}
 
@@ -674,7 +676,7 @@ def test_a_whole_emoji_stays_whole(stub):
 
 def test_the_receipt_names_the_reasons_most_frequent_first(stub, tmp_path):
     stub.script("ok", *["context"] * 2, *[{"status": 400, "body": {"detail": "odd"}}] * 4)
-    receipt = run(stub, tmp_path / "l.jsonl", 10, concurrency=1)
+    receipt = run(stub, tmp_path / "l.jsonl", 10, teacher=teacher_at(stub, max_concurrency=1))
     assert list(receipt.reasons.values()) == [2, 4]
     shown = str(receipt)
     assert "(4)" in shown and shown.index("odd") < shown.index("outgrown")

@@ -76,7 +76,7 @@ class _Session:
                 "When the cause is mended, go on with collect(..., retry_failed=True)"
             )
 
-    async def rounds(self, seeds: Sequence[Seed], retry_failed: bool, concurrency: int) -> None:
+    async def rounds(self, seeds: Sequence[Seed], retry_failed: bool) -> None:
         """Go through the seeds once, or as often as a batch has brought answers."""
         earlier, again = self.attempts.copy(), True
         while again:
@@ -87,11 +87,12 @@ class _Session:
                 if seed.id not in self.done and self.attempts[seed.id] == earlier[seed.id]
                 if retry_failed or not earlier[seed.id]
             )
-            await self._work(todo, concurrency)
+            await self._work(todo)
             again = await self.teacher.next_round()
 
-    async def _work(self, todo: Iterator[tuple[Seed, int]], concurrency: int) -> None:
-        tasks = [asyncio.create_task(self._worker(todo)) for _ in range(concurrency)]
+    async def _work(self, todo: Iterator[tuple[Seed, int]]) -> None:
+        workers = range(self.teacher.max_concurrency)
+        tasks = [asyncio.create_task(self._worker(todo)) for _ in workers]
         try:
             for ended in asyncio.as_completed(tasks):
                 await ended
@@ -130,16 +131,15 @@ class _Session:
 async def collect(
     seeds: Iterable[Seed | str], teacher: Teacher, settings: SelfChatSettings | None = None,
     path: Path | str = "self_chat.jsonl", *, retry_failed: bool = False,
-    meter: CostMeter | None = None, concurrency: int | None = None,
+    meter: CostMeter | None = None,
 ) -> Receipt:  # fmt: skip
     """Make one dialogue of every seed that has none yet, a line each in the file at `path`.
 
     Whatever stops it, call it again with the same arguments to go on; only seeds may be others.
     When the budget ends it, the receipt says so (`stopped`).
 
-    Args:
-        retry_failed: also try again the seeds whose dialogue failed or was rejected.
-        concurrency: dialogues under way at once; None takes as many as the teacher may have calls.
+    `retry_failed` also tries again the seeds whose dialogue failed or was rejected. There are as
+    many dialogues under way as the teacher may have calls.
 
     Raises:
         RunStopped: the teacher refuses every call; at once, the reason in its text.
@@ -163,7 +163,7 @@ async def collect(
         session = _Session(teacher, settings, meter, file)
         _take_earlier(session, path, {seed.id: sendable(seed.text) for seed in seeds})
         already, before = len(session.done), spent(teacher.calls)
-        await session.rounds(seeds, retry_failed, concurrency or teacher.max_concurrency)
+        await session.rounds(seeds, retry_failed)
         now = spent(teacher.calls)
     new = {name: now[name] - before[name] for name in ("calls", "input", "output", "usd")}
     return Receipt(

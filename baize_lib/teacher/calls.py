@@ -286,27 +286,20 @@ class Calls:
             return [dict(row) for row in self._read(sql, *values)]
 
     def claim(self, purpose: str, now: Mapping[str, Any]) -> None:
-        """Tie the table to settings (flat name -> value) on first use.
-
-        Later others are refused: a BaizeError shows the difference.
-        """
-        new = {name: json.dumps(value, ensure_ascii=False) for name, value in now.items()}
+        """Tie the table to the first settings (name -> value); others are refused by difference."""
         with self.held():
-            rows = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
-            old = json.loads(rows[0]["value"]) if rows else now
-            old = {name: json.dumps(value, ensure_ascii=False) for name, value in old.items()}
-            changed = [
-                f"\n  {name}: {old.get(name, 'null'):.80} -> {new.get(name, 'null'):.80}"
-                for name in old | new
-                if old.get(name, "null") != new.get(name, "null")
-            ]
-            if changed:
-                raise BaizeError(
-                    f"{self.path} was begun with other settings:{''.join(changed)}\n"
-                    "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
-                )
             insert = "INSERT OR IGNORE INTO settings VALUES (?, ?)"
             self.write_now((insert, purpose, json.dumps(now)))
+            [row] = self.query("SELECT value FROM settings WHERE purpose = ?", purpose)
+        old, shown = json.loads(row["value"]), ""
+        for name in old | now:
+            was, is_now = (json.dumps(it.get(name), ensure_ascii=False) for it in (old, now))
+            shown += f"\n  {name}: {was:.80} -> {is_now:.80}" if was != is_now else ""
+        if shown:
+            raise BaizeError(
+                f"{self.path} was begun with other settings:{shown}\n"
+                "Use the old ones to go on, or another run folder (BAIZE_RUN) for the new ones"
+            )
 
 
 def sendable(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from baize_lib.config import BaizeError
 from baize_lib.models.weights import MODELS, model_file
-from baize_lib.teacher.client import Teacher, as_key
+from baize_lib.teacher.client import Teacher
 from baize_lib.teacher.errors import Failure, Reply, read_refusal
 from baize_lib.teacher.prices import FREE, Price, Usage
 
@@ -66,7 +66,7 @@ def local_teacher(
     if engine == "openvino":
         return _OpenVinoTeacher(known, _OpenVino(file, slots, context), **options)
     address, key = _llama_cpp(file, slots, context)
-    return Teacher(known, base_url=address, api_key=as_key(key), **options)
+    return Teacher(known, base_url=address, api_key=key, **options)
 
 
 def teacher_for(
