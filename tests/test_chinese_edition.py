@@ -236,7 +236,7 @@ def test_an_output_or_a_line_of_code_that_differs_is_named_until_it_is_written(c
 
 
 def test_a_render_writes_the_chinese_edition_too(copy, monkeypatch):
-    def executed(paths, out, run):
+    def executed(paths, out):
         out.mkdir(parents=True, exist_ok=True)
         for path in paths:
             shutil.copy(path, out)
