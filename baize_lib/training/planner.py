@@ -169,7 +169,7 @@ def _memory_used() -> Iterator[list[float]]:
         return torch.cuda.max_memory_allocated() if there else process.memory_info().rss
 
     def watch() -> None:
-        while not done.wait(0.01):
+        while not there and not done.wait(0.01):  # a GPU notes its peak by itself
             seen.append(in_use() - before)
 
     before = in_use()
