@@ -20,10 +20,9 @@ _PATTERNS = compiled(written(__file__, "questions.toml"))
 
 
 def clean_question(text: str) -> str:
-    """The first question in what the question-writer wrote; "" if it asks nothing.
+    """The first question or request ("Show me the same in Python."); "" if there is none.
 
-    A request is a question without a question mark ("Show me the same in Python."). A sentence
-    before the question stays where the question needs it ("My dog ate a raisin. What now?").
+    A sentence before it stays if it is needed ("My dog ate a raisin. What now?").
     """
     return next(filter(None, map(_question_in, _own_lines(text))), "")
 

@@ -13,7 +13,6 @@ anywhere goes on from there and no batch is bought twice:
     (noted)     a call that waits; forgotten if the process dies now, for nothing was sent
     uploaded    the file of requests lies at the provider
     submitted   as a batch marked with our tag; one that has this tag already is taken instead
-    (gone)      its answers are in the table; a row that failed for now is wanted again
 """
 
 import asyncio
@@ -80,9 +79,7 @@ class BatchTeacher(Teacher):
 
         Returns whether to run the same code again: False if nothing was wanted.
 
-        Raises:
-            BaizeError: a batch was refused; the text names the line.
-            RunStopped: a batch was cancelled in the provider's console: its answers are kept.
+        Raises a BaizeError if a batch was refused, `RunStopped` if a person cancelled it.
         """
         with self.calls.held():
             while rows := self.calls.query(WANTED, MOST_BYTES, MOST_ROWS):

@@ -81,10 +81,7 @@ class Budget:
     def settle(
         self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
     ) -> None:
-        """Replace a reservation by what the call cost, 0 if it was certainly not billed.
-
-        `uncertain` marks a bill nobody has seen. One above the reservation is recorded as it is.
-        """
+        """Replace a reservation by the call's cost, even one above it; `uncertain`: unseen."""
         pico = round(usd * PICO)
         with self._lock:
             self.hold(Reservation(-held.picodollars, -held.tokens))

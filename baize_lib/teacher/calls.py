@@ -1,13 +1,10 @@
 """One table of every call that can cost money: `runs/<run>/calls.sqlite`.
 
 A row is written *before* its call is made, with the most it can cost, and filled when the answer is
-here: on disk before anyone sees it. So the same table says what was spent and what was answered:
-
-    spent    is one sum over it; a call that may have been billed unseen counts at its bound
-    going on is running the same code again: an answered call is found by its key and costs nothing
-
-The key of a call is a hash of who is asked, what, how, and which attempt it is. Rows that are
-written at the same time share one commit, which keeps hundreds of calls a second durable.
+here: on disk before anyone sees it. So what was spent is one sum over it, and to go on is to run
+the same code again: an answered call is found by its key (who is asked, what, how, which attempt)
+and costs nothing, one that may have been billed unseen counts at the most it can cost. Rows
+written at the same time share one commit.
 
 >>> table = Calls(None, Budget(usd=1))
 >>> with table.held():
@@ -51,15 +48,12 @@ ANSWER = """UPDATE calls SET state = 'answered', pico = ?, input = ?, cached_inp
 
 
 class Call(NamedTuple):
-    """Which call it is: its key, what it is for, whom it belongs to, its part there, who is asked.
-
-    `Call(key, "self-chat", "general-001", "assistant 1", "gpt-4.1-nano")`
-    """
+    """Which call it is, and what it is for."""
 
     key: str
-    purpose: str
-    subject: str = ""
-    part: str = ""
+    purpose: str  # "self-chat"
+    subject: str = ""  # "general-001"
+    part: str = ""  # "assistant 1"
     model: str = ""
 
 
@@ -265,7 +259,7 @@ class Calls:
         return None
 
     def in_batch(self, key: str) -> bool:
-        """Whether the call with this key waits for a batch, or for what its batch answers."""
+        """Whether the call with this key waits for a batch or its answers."""
         sql = "SELECT 1 FROM calls WHERE key = ? AND state = 'begun' AND batch IS NOT NULL"
         return self._read(sql, key).fetchone() is not None
 

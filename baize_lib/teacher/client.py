@@ -353,9 +353,9 @@ class Teacher:
         return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
 
     async def request(self, method: str, *args: Any, repeatable: bool = True, **fields: Any) -> Any:
-        """Another request of the API: `request("batches.retrieve", id)`.
+        """Another request, as `request("batches.retrieve", id)`, tried again as a chat is.
 
-        Tried again as a chat is; unless `repeatable` only if the first try failed for certain.
+        Unless `repeatable`, only after a try that failed for certain.
         """
 
         async def attempt() -> Any:

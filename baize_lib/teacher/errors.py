@@ -1,9 +1,8 @@
 """What came back from a teacher, and what it means: a reply, a retry, a failure, or the end.
 
-What each refusal means stands in `errors.toml`. In short: 429, 5xx, timeouts and broken
-connections: try again. 400, a flagged question, a prompt too long: this call fails. 401, 404, no
-money, no such model: the run stops. Billed though there is no reply, perhaps: a timeout, a
-connection broken after sending, a gateway's 502 or 504, an answer that cannot be read.
+The rules stand in `errors.toml`. In short: 429, 5xx, timeouts, broken connections: try again. 400,
+a flagged question, a prompt too long: this call fails. 401, 404, no money: the run stops. A
+timeout, a broken connection, a gateway's 502 or 504, an unreadable answer: perhaps billed.
 
 >>> read_refusal(429, {"message": "Slow down"}, {"retry-after": "2"}).wait
 2.0

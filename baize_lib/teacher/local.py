@@ -1,9 +1,8 @@
 """A teacher on this machine, asked like any other teacher.
 
-Two engines. `openvino` (openvino-genai) writes one token of every answer under way in each step
-("continuous batching") and does not read again what a prompt has in common with an earlier one: on
-a CPU with AVX-512 or AMX that is several times faster. `llama.cpp` (xllamacpp), behind a server of
-its own, runs everywhere, takes grammars, and serves all other weights.
+Two engines. `openvino` (openvino-genai) writes one token of every answer under way in each step and
+does not read a prompt's beginning twice: on a CPU with AVX-512 or AMX several times faster.
+`llama.cpp` (xllamacpp) runs everywhere, takes grammars, and serves all other weights.
 
     async with local_teacher("qwen-1.5b", calls=Calls(run.calls_file)) as teacher:
         line = await self_chat("Why do cats purr?", teacher)
@@ -109,9 +108,7 @@ def _llama_cpp(file: Path, slots: int, context: int) -> tuple[str, str]:
 
 
 def _free_cores() -> int:
-    """Physical cores that nothing else is using: sharing one core of two was measured 5 to 10
-    times slower than the other alone. The quietest of four looks counts.
-    """
+    """Physical cores in the quietest of four looks: a shared one makes all 5 to 10 times slower."""
     import psutil
 
     share = min(psutil.cpu_percent(interval=0.25) for _ in range(4)) / 100
@@ -178,9 +175,8 @@ class _OpenVino:
                 handle.cancel()
 
     async def step(self) -> None:
-        """One more token of every answer. A step holds Python's lock, so first leave a moment: a
-        longer one after an answer, to keep it and to take what follows.
-        """
+        """One more token of every answer."""
+        # a step holds Python's lock: first a pause, a longer one after an answer, to keep it
         pause, self.pause = self.pause, 0.001
         await asyncio.sleep(pause)
         with self.stepping:
