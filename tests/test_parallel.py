@@ -97,6 +97,7 @@ def test_a_preset_is_the_start_and_settings_go_over_it(folder):
         ("train: t\nadapter: a\nsettings: {rank: many}", "settings in .*: rank: .*integer"),
         ("train: t\nadapter: a\nsettings: 3", "expected `key: value` lines"),
         ("train: t\nadapter: a\nshard: true", "shard: unexpected .*known are .*base"),
+        ("train: t\nadapter: a\npreset: [7B]", r"preset \['7B'\] is unknown"),
         ("train: t\nadapter: a\npreset: 66B", "use one of 135M, .*7B, 13B, 30B, 65B"),
     ],
 )

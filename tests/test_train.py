@@ -458,6 +458,8 @@ def test_out_of_memory_names_the_setting_to_change(tmp_path, monkeypatch):
     [
         ({"rank": 0}, "rank=0"),
         ({"num_epochs": 0}, "num_epochs=0"),
+        ({"lr": float("nan")}, "lr=nan.*a number above 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: nothing would be learnt"),
         ({"targets": ("c_attn",)}, "c_attn.*down_proj.*q_proj"),
         ({"loss_on": "questions"}, "'replies' or 'all'"),
     ],

@@ -36,9 +36,10 @@ def add_adapter(base: Base, settings: TrainingSettings) -> "PeftModel":
     """The base with a new adapter on it, as a PEFT model; the adapter alone is trained."""
     import torch
 
-    for name in ("rank", "lr", "num_epochs", "batch_size"):
-        if getattr(settings, name) <= 0:
-            raise BaizeError(f"{name}={getattr(settings, name)}: nothing would be learnt; raise it")
+    for name in ("rank", "lr", "num_epochs", "batch_size", "max_grad_norm"):
+        value = getattr(settings, name)
+        if not value > 0:  # nor is "not a number"
+            raise BaizeError(f"{name}={value}: nothing would be learnt; use a number above 0")
     detach(base)
     if settings.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -92,9 +92,9 @@ PRESETS = TypeAdapter(dict[str, Preset]).validate_python(yaml.safe_load(_TABLE))
 
 def preset_of(name: str) -> Preset:
     """The preset called `name`; a BaizeError lists those there are."""
-    if name not in PRESETS:
+    if str(name) not in PRESETS:
         raise BaizeError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[str(name)]
 
 
 def read_run_file(path: Path | str) -> RunFile:
