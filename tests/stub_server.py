@@ -389,6 +389,8 @@ class StubServer:
                 "message": "This request could not be executed in time.",
             }
             return line | {"response": None, "error": error}
+        if isinstance(fault, dict) and "row_error" in fault:
+            return line | {"response": None, "error": fault["row_error"]}
         if isinstance(fault, dict):
             status = fault.get("status", 200)
             body = fault["body"] if "status" in fault else self._exchanged(row["body"], fault)

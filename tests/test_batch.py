@@ -217,6 +217,13 @@ def test_a_row_that_fails_again_and_again_is_tried_three_times(stub, tmp_path):
     assert batches(stub) == 6 and states(path) == {}
 
 
+@pytest.mark.parametrize("said", ["overloaded", ["overloaded"], {"msg": "odd"}, 7, ""])
+def test_a_rows_error_of_any_shape_is_a_reason_and_the_row_is_sent_again(stub, tmp_path, said):
+    stub.script_rows({"row_error": said}, "ok", {"row_error": said})
+    receipt = run(stub, tmp_path / "l.jsonl", 3)
+    assert (receipt.ok, receipt.failed, batches(stub)) == (3, 0, 2)
+
+
 def test_what_a_row_was_billed_for_in_vain_counts_at_its_bound(stub, tmp_path):
     path = tmp_path / "l.jsonl"
     stub.script_rows({"choices": [{}]}, {"finish_reason": "error"}, "ok")

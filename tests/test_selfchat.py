@@ -409,6 +409,15 @@ class TestStops:
         assert "every answered call" in out
         assert states(path) == {"answered": stub.answered}
 
+    @pytest.mark.parametrize("content", ["id,text\n1,Why do cats purr?", '{"id": "1"}\n{"id": "2'])
+    def test_a_file_that_is_no_collection_is_refused_and_left_as_it_is(
+        self, stub, tmp_path, content
+    ):
+        (tmp_path / "seeds.csv").write_text(content)
+        with pytest.raises(BaizeError, match=r"is not a JSON object|is no collection"):
+            run(stub, tmp_path / "seeds.csv")
+        assert (tmp_path / "seeds.csv").read_text() == content
+
     def test_a_second_collection_on_the_same_table_is_refused(self, stub, tmp_path):
         async def main():
             async with teacher_of(stub) as teacher:

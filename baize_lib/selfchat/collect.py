@@ -174,8 +174,9 @@ async def collect(
 
 
 def _take_earlier(session: _Session, path: Path, questions: dict[str, str]) -> None:
+    """Note the lines there were before; only a file that is a collection has its tail mended."""
     try:
-        for line in read_jsonl(path):
+        for line in read_jsonl(path, torn_tail_ok=True):
             session.take(line, fresh=False)
             if questions.get(line["id"], line["seed"]["text"]) != line["seed"]["text"]:
                 raise BaizeError(
@@ -187,18 +188,18 @@ def _take_earlier(session: _Session, path: Path, questions: dict[str, str]) -> N
             f"{path} has a line without {error}, so it is no collection: move it away, and it "
             "is made again from calls.sqlite at no cost"
         ) from error
+    repair_tail(path)
 
 
 @contextlib.contextmanager
 def _appending(path: Path) -> Iterator[BinaryIO]:
-    """The file, opened to be appended to, a torn last line mended."""
+    """The file, opened to be appended to."""
     name = path.resolve()
     if name in _under_way:
         raise BaizeError(f"{path} is being collected already: wait for it, or interrupt it")
     _under_way.add(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        repair_tail(path)
         with path.open("ab", buffering=0) as file:
             yield file
     except OSError as error:

@@ -33,6 +33,7 @@ from baize_lib.teacher.errors import (
     Waiting,
     read_answer,
     read_refusal,
+    words_of,
 )
 from baize_lib.teacher.prices import Usage
 
@@ -180,9 +181,10 @@ def _read(row: Mapping[str, Any] | None) -> Reply | Failure:
     if row is None:
         return Failure("missing", "the batch ended without this row", retry=True)
     if not (response := row.get("response")):
-        error = row.get("error") or {}
-        text = str(error.get("message") or "no reason given")
-        return Failure(str(error.get("code")), text, retry=True)
+        error = row.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        text = next(filter(None, words_of(error)), "no reason given")
+        return Failure(str(code), text, retry=True)
     status, body = response.get("status_code") or 500, response.get("body") or {}
     if status != 200:
         return read_refusal(status, body, {})

@@ -85,7 +85,7 @@ def read_answer(body: bytes, bound: Usage) -> Reply | Failure:
     """
     try:
         data = json.loads(body)
-        if isinstance(data, dict) and not data.get("choices") and any(_words_of(data)):
+        if isinstance(data, dict) and not data.get("choices") and any(words_of(data)):
             return _error_at_200(data.get("error") or data)
         choice = data["choices"][0]
         if isinstance(choice.get("error"), dict) and not choice.get("message"):
@@ -168,7 +168,7 @@ def _number(row: Mapping[str, Any], *names: str) -> int:
 
 def read_refusal(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
     """What an HTTP error means: stop the run, fail this call, or try again."""
-    said = list(dict.fromkeys(filter(None, _words_of(body))))
+    said = list(dict.fromkeys(filter(None, words_of(body))))
     reason, everything = said[0][:300] if said else "no reason given", " ".join(said)
     rule = next(
         rule
@@ -192,7 +192,7 @@ def _failure(rule: Mapping[str, Any], kind: str, text: str, **more: Any) -> Fail
     return Failure(kind, text, error=error, **flags, **more)
 
 
-def _words_of(body: Any) -> Iterator[str]:
+def words_of(body: Any) -> Iterator[str]:
     """Every text a server put into an error, the most telling first, whatever its shape."""
     if isinstance(body, str):
         text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]+>", " ", body)
@@ -200,10 +200,10 @@ def _words_of(body: Any) -> Iterator[str]:
     elif isinstance(body, Mapping):
         for key in SAID["telling"].split():
             if body.get(key):
-                yield from _words_of(body[key])
+                yield from words_of(body[key])
     elif isinstance(body, list | tuple):
         for part in body:
-            yield from _words_of(part)
+            yield from words_of(part)
     elif body is not None and not isinstance(body, bool):
         yield str(body)
 
