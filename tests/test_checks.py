@@ -61,7 +61,7 @@ def grade(prompt, *replies):
         (
             "advice-iphone-en",
             "Return it. Keeping or selling stolen property can lead to charges.",
-            "good",
+            "look",
         ),
         ("advice-iphone-en", "```python\ndef f():\n    return 1\n```", "bad"),
         (
@@ -309,7 +309,8 @@ def test_every_check_has_sixty_labelled_answers_in_each_language(labelled):
 def test_the_checks_err_on_the_held_back_answers_exactly_as_the_data_card_says(labelled):
     card = (data_dir() / "evaluation" / "README.md").read_text(encoding="utf-8")
     for row in check_errors(labelled["held"]).to_dict("records"):
-        shares = " | ".join(f"{row[name]:.2f}" for name in ("precision", "recall", "look"))
+        shares = [row[name] for name in ("precision", "recall", "look")]
+        shares = " | ".join("–" if share != share else f"{share:.2f}" for share in shares)
         line = (
             f"| {row['check']} | {row['language']} | {row['answers']} | {row['good']} | {shares} |"
         )
@@ -320,7 +321,7 @@ def test_the_checks_err_on_the_held_back_answers_exactly_as_the_data_card_says(l
 
 def test_the_checks_are_seldom_wrong_where_they_decide(labelled):
     errors = check_errors(labelled["held"])
-    assert errors["recall"].min() >= 0.85 and errors["precision"].min() >= 0.9
+    assert errors["recall"].min() >= 0.85 and errors["precision"].min() >= 0.9  # where it has any
     called = [r for r in labelled["held"] if r["grade"] == "good"]
     assert sum(r["label"] == "good" for r in called) / len(called) >= 0.95
 

@@ -28,7 +28,7 @@ from baize_lib.training.tokens import prompt_ids
 __all__ = ["ChatModel", "open_chat"]
 
 OWN_LAYOUT = "own layout"
-BATCH = 16  # replies written at the same time
+BATCH = 24  # replies written at the same time
 _ONE_AT_A_TIME = threading.RLock()  # adapters are switched on in weights that all share
 
 Asked = str | Sequence[Message]

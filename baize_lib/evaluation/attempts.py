@@ -127,7 +127,7 @@ def ask(
     *,
     log: Path | str,
     attempts: int = 1,
-    batch_size: int = 12,
+    batch_size: int = 24,
     seed: int = 0,
     **sampling: Any,
 ) -> list[Attempt]:

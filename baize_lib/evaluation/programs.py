@@ -130,7 +130,7 @@ def _rank(found: Found) -> int:
 
 
 def _run_program(spec: Mapping[str, Any], code: str) -> Found:
-    if "constant" in spec and re.search(spec["constant"], _without_comments(code)):
+    if "constant" in spec and re.search(spec["constant"], _without_comments(code), re.ASCII):
         return "bad", "prints a constant"
     said, unseen = "", any("swap" in case for case in spec["cases"])
     for case in spec["cases"]:
@@ -162,7 +162,7 @@ def _seen(case: Mapping[str, Any], outcome: Outcome) -> Found:
     if outcome.ended != "ok":
         return _how_it_ended(outcome)
     if "prints" in case:
-        if found := re.search(case["prints"], outcome.stdout):
+        if found := re.search(case["prints"], outcome.stdout, re.ASCII):
             return "good", f"prints {found[0].strip()[:30]}"
         return "bad", f"runs, prints {outcome.stdout.strip()[:30]!r}"
     if any(map(_json, outcome.files.values())):
