@@ -96,7 +96,7 @@ def test_the_library_grows_no_further_on_its_way_to_8_500_lines_and_150_names():
     lines = sum(
         len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")
     )
-    assert lines <= 11_823  # a ratchet: lower it whenever the library has become smaller
+    assert lines <= 11_560  # a ratchet: lower it whenever the library has become smaller
     assert len(public_names()) <= 130
 
 
