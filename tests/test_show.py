@@ -6,6 +6,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+from baize_lib.config import BaizeError
 from baize_lib.course import plots
 from baize_lib.course.show import bubbles, side_by_side, table, verdicts
 from baize_lib.dialogue import Message
@@ -50,6 +51,16 @@ def test_a_shown_figure_carries_its_alt_text_and_is_saved_where_asked(tmp_path, 
     plots.show(plots.bars({"a": 1}, title="t", unit="u"), "one", "One bar")
     assert shown[0]._repr_mimebundle_()[1]["image/png"]["alt"] == "One bar"
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dots_and_intervals_of_nothing_say_what_to_give():
+    look = {"title": "t", "unit": "u"}
+    for nothing in ({}, {"x": {"a": []}}, {"x": {"a": [1]}, "y": {"b": [1]}}):
+        with pytest.raises(BaizeError, match="nothing to draw .*: give panel -> name -> values"):
+            plots.dots(nothing, **look)
+    for nothing in ({}, {"x": {"a": (1, 1, 1)}, "y": {}}):
+        with pytest.raises(BaizeError, match=r"nothing to draw .*name -> \(share, low, high\)"):
+            plots.intervals(nothing, **look)
 
 
 def test_whole_numbers_get_whole_bins_of_one_width():

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from baize_lib.config import BaizeError
 from baize_lib.evaluation.checks import MARKS
 from baize_lib.files import write_atomic, written
 
@@ -64,6 +65,16 @@ def _label(axes: "Axes", title: str, x: str, y: str, legend: Mapping[str, str] |
 
 def _are_whole(values: Iterable[float]) -> bool:
     return all(float(value).is_integer() for value in values)
+
+
+def _names(groups: Mapping[str, Mapping[str, Sequence[float]]], form: str) -> list[str]:
+    """The names in each group; a BaizeError where there is none, or nothing to draw for a name."""
+    names = list(next(iter(groups.values()), ()))
+    empty = [n for group in groups.values() for n in names if not len(group.get(n, ()))]
+    if not groups or empty:
+        what = f"for {', '.join(empty)} somewhere" if empty else "in an empty mapping"
+        raise BaizeError(f"nothing to draw {what}: give {form}, the same names in each")
+    return names
 
 
 def show(drawn: "Figure", name: str, alt: str) -> None:
@@ -163,7 +174,7 @@ def dots(
     `panels` is panel -> name -> values, the same names in each; `ranges` is panel -> (low, high),
     shaded. A wide one is cut off, not the dots squeezed.
     """
-    names = list(next(iter(panels.values())))
+    names = _names(panels, "panel -> name -> values")
     size = 9.6, 1.3 + 0.36 * len(names)
     drawn, all_axes = _figure(*size, ncols=len(panels), sharey=True, squeeze=False)
     for axes, (panel, values) in zip(all_axes[0], panels.items(), strict=True):
@@ -192,7 +203,7 @@ def intervals(
 
     `series`: what is counted -> name -> (share, low, high), each 0 to 1; the same names in each.
     """
-    names = list(next(iter(series.values())))
+    names = _names(series, "what is counted -> name -> (share, low, high)")
     drawn, axes = _figure(7.0, 1.4 + 0.2 * len(series) + 0.25 * len(names) * (1 + len(series)))
     for i, (label, values) in enumerate(series.items()):
         colour, shift = hue(label, colours), 0.3 * (i - (len(series) - 1) / 2)
