@@ -125,6 +125,7 @@ def handed_in(run, tmp_path):
     prompt = load_prompts(category="fact", origin="article", language="en")[0]
     line = {"prompt": prompt.id, "prompt_hash": prompt.hash, "turn": 0, "attempt": 1, "seed": 0}
     line |= {"model": "tuned", "adapter": "a", "text": "The capital of Tanzania is Dodoma."}
+    line |= {"layout": "baize", "sampling": {}, "stopped_by": "end", "num_tokens": 8}
     write_jsonl(run.answers_file, [line])
     check_exercise("03-9", 12, expected=12)
     write_receipt(run)

@@ -21,7 +21,7 @@ from baize_lib.evaluation.checks import CHECKS
 from baize_lib.evaluation.health import DETECTORS, health, health_errors
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.evaluation.statistics import grade, score_table
-from baize_lib.files import read_jsonl, sha256_of
+from baize_lib.files import read_jsonl, sha256_of, write_jsonl
 from baize_lib.models.base import load_base
 from baize_lib.teacher.budget import Budget, BudgetExceeded
 from baize_lib.teacher.calls import Calls
@@ -186,6 +186,17 @@ def test_a_torn_last_line_is_repaired(log):
     assert len(read_attempts(log)) == 3
     ask(Counting(), PROMPTS[:2], log=log)
     assert log.read_bytes().startswith(whole) and len(list(read_jsonl(log))) == 6
+
+
+@pytest.mark.parametrize("field", ["prompt", "turn", "text", "seed", "layout", "num_tokens"])
+def test_a_line_that_is_no_answer_is_named_with_what_it_lacks(log, field):
+    ask(Counting(), PROMPTS[:1], log=log)
+    first, line, *others = map(json.loads, log.read_text().splitlines())
+    del line[field]
+    write_jsonl(log, [first, line, *others])
+    for reader in (read_attempts, lambda log: ask(Counting(), PROMPTS[:1], log=log)):
+        with pytest.raises(BaizeError, match=rf"jsonl:2 .* without {field}: mend or delete it"):
+            reader(log)
 
 
 def test_a_whole_answer_without_its_line_break_stays_the_first_attempt(log):

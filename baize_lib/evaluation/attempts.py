@@ -57,12 +57,19 @@ class Attempt:
 # ---- The log
 
 _KEY = ("prompt", "prompt_hash", "model", "adapter", "attempt")
+_LINE = {*_KEY, "turn", "text", "layout", "sampling", "seed", "stopped_by", "num_tokens"}
 
 
 def read_attempts(log: Path | str) -> dict[tuple[Any, ...], Attempt]:
-    """Every attempt in the log by its `_KEY`, finished or not, oldest first; {} before any log."""
+    """Every attempt in the log by its `_KEY`, finished or not, oldest first; {} before any log.
+
+    A BaizeError names a line that is no answer.
+    """
     found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for line in read_jsonl(log, torn_tail_ok=True) if Path(log).is_file() else ():
+    lines = read_jsonl(log, torn_tail_ok=True) if Path(log).is_file() else ()
+    for number, line in enumerate(lines, start=1):
+        if missing := ", ".join(sorted(_LINE - line.keys())):
+            raise BaizeError(f"{log}:{number} is no answer, without {missing}: mend or delete it")
         key = tuple(line[name] for name in _KEY)
         found.setdefault(key, {}).setdefault(line["turn"], line)  # the earliest line counts
     made = Counter(key[:-1] for key in found)
