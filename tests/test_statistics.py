@@ -60,6 +60,13 @@ def test_arms_that_are_not_of_the_same_prompts_are_refused(other):
         compare_arms([1, 0, 1], [1, 1, 1], FACTS[: len(other)])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("prompts", [None, []])
+def test_a_comparison_of_nothing_is_refused(prompts):
+    with pytest.raises(BaizeError, match="the arms are of no prompts"):
+        compare_arms([], [], prompts)
+
+
 def test_losses_are_compared_pair_by_pair():
     rng = np.random.default_rng(1)
     hard = rng.normal(2, 1, 40)  # the prompts differ much, the arms little but always

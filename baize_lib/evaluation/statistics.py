@@ -147,8 +147,9 @@ def compare_arms(
     """
     from scipy.stats import binomtest, bootstrap, permutation_test
 
-    if not len(one) == len(other) == len(one if prompts is None else prompts):
-        raise BaizeError("the arms are not of the same prompts: compare those that both answered")
+    if not 0 < len(one) == len(other) == len(one if prompts is None else prompts):
+        what = "the arms are of no prompts, or not of the same"
+        raise BaizeError(f"{what}: compare those that both answered")
     gaps = np.asarray(one, float) - np.asarray(other, float)
     names = list(range(len(gaps)) if prompts is None else map(_cluster, prompts))
     _, of = np.unique(names, return_inverse=True)
