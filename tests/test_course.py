@@ -102,7 +102,7 @@ def test_the_receipt_adds_up_all_that_was_paid_whatever_for(run):
     for expected in (
         "2 finished of 3, 1 kept", "spent, self-chat  $0.7500, 200 tokens in, 100 out",
         "spent, judge      $0.2500", "spent             $1.0000",
-        "1,200 tokens in 6 s", "2.000 before, 1.500 after",
+        "1,200 tokens in 6 s", "2.000 before, 1.500 after", "at gpt-3.5-turbo  $0.0009 (2023-03)",
     ):  # fmt: skip
         assert expected in printed
 

@@ -27,6 +27,7 @@ from baize_lib.evaluation.attempts import first_attempts
 from baize_lib.evaluation.prompts import load_prompts
 from baize_lib.evaluation.statistics import grade
 from baize_lib.files import sha256_of, write_atomic
+from baize_lib.teacher.prices import Usage, shadow_cost
 
 __all__ = []
 
@@ -112,9 +113,13 @@ def _told(found: Mapping[str, Any], run: Run) -> Iterator[tuple[str, str]]:
     kept = "– kept (notebook 03 has not run)" if found["kept"] is None else f"{found['kept']} kept"
     made = f"{found['finished']} finished of {found['dialogues']}, {kept}"
     yield "dialogues", made if found["dialogues"] else "– (notebook 02 has not run)"
+    usage = Usage()
     for purpose, usd, given, said in found["spent"]:
         yield f"spent, {purpose}", f"${usd:.4f}, {given:,} tokens in, {said:,} out"
+        usage += Usage(input=given, output=said)
     yield "spent", f"${found['usd']:.4f}"
+    for other in shadow_cost(usage) if found["spent"] else ():
+        yield f"at {other.model}", f"${other.usd:.4f} ({other.as_of})"
     card = found["trained"]
     if card["num_tokens"] is None:
         yield "adapter", "– (notebook 04 has not run)"
