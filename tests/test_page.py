@@ -107,6 +107,13 @@ def test_the_overview_has_a_mark_for_every_verdict_the_articles_among_them():
     assert html.count("<section class=reported>") == 6
 
 
+def test_a_check_that_calls_nothing_good_has_a_dash_for_its_precision():
+    asked, errors = prompt(), ERRORS.assign(precision=float("nan"))
+    graded = {(asked.id, "tuned"): Verdict("look", "x")}
+    html = page([asked], [attempt(asked, "tuned", "x")], graded, errors)
+    assert "<td>–</td>" in html and "NaN" not in html
+
+
 def test_the_footer_says_how_each_model_was_asked():
     asked = prompt()
     line = {"sampling": {"temperature": 0.7, "max_tokens": 9}, "seed": 4}
@@ -125,8 +132,7 @@ def test_names_headers_and_captions_are_escaped_too():
     line = {"sampling": {HOSTILE: HOSTILE}, "seed": HOSTILE, "layout": HOSTILE}
     one = dataclasses.replace(attempt(asked, HOSTILE, HOSTILE, **line), adapter=HOSTILE)
     graded = {(HOSTILE, HOSTILE): Verdict("good", HOSTILE)}
-    errors = ERRORS.rename(columns={"look": "look"})
-    html = page([asked], [one], graded, errors)
+    html = page([asked], [one], graded, ERRORS)
     body = html.split("<body>")[1]
     assert "<script" not in html.split("<style>")[0] and "<script" not in body
     assert body.count("&lt;script&gt;") > 12

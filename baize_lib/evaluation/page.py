@@ -66,7 +66,8 @@ def _html(frame: "pd.DataFrame") -> str:
     """The frame as HTML; pandas escapes its headers and cells."""
     from markupsafe import Markup
 
-    return Markup(frame.to_html(index=False, border=0, float_format="{:.2f}".format))
+    shown = frame.to_html(index=False, border=0, float_format="{:.2f}".format, na_rep="–")
+    return Markup(shown)
 
 
 def _asked(line: Mapping[str, Any]) -> str:
