@@ -65,7 +65,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
 def read_jsonl(path: Path | str, *, torn_tail_ok: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a UTF-8 file, one a line; a BaizeError names the line that is none.
 
-    `torn_tail_ok` passes over a last line that a crash cut off: without an end, and no JSON.
+    `torn_tail_ok` passes over a last line that a crash cut off: an object's beginning, or zeros.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +79,7 @@ def read_jsonl(path: Path | str, *, torn_tail_ok: bool = False) -> Iterator[dict
                 if not isinstance(row, dict):
                     raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
             except ValueError as error:
-                if torn_tail_ok and not line.endswith(b"\n"):
+                if torn_tail_ok and line.startswith((b"{", b"\0")) and not line.endswith(b"\n"):
                     return
                 raise BaizeError(
                     f"{path}:{number} is not a JSON object ({error}): mend or delete that line"
@@ -126,11 +126,10 @@ def written(room: str, name: str) -> dict[str, Any]:
 def compiled(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     """Verbose patterns by name, upper and lower case alike, line by line; %(name)s is another."""
     flags = re.VERBOSE | re.IGNORECASE | re.MULTILINE
-    whole = {
-        name: re.sub(r"%\((\w+)\)s", lambda other: patterns[other[1]], text)
+    return {
+        name: re.compile(re.sub(r"%\((\w+)\)s", lambda other: patterns[other[1]], text), flags)
         for name, text in patterns.items()
     }
-    return {name: re.compile(text, flags) for name, text in whole.items()}
 
 
 @functools.cache

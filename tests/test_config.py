@@ -186,6 +186,13 @@ def test_a_torn_last_line_is_skipped_only_when_asked(tmp_path):
         list(read_jsonl(path))
 
 
+@pytest.mark.parametrize("tail", ["id,text", "[1, 2]", "3"])
+def test_a_last_line_that_never_was_an_object_is_not_a_torn_one(tmp_path, tail):
+    (tmp_path / "rows.jsonl").write_text(tail, encoding="utf-8")
+    with pytest.raises(BaizeError, match="rows.jsonl:1 is not a JSON object"):
+        list(read_jsonl(tmp_path / "rows.jsonl", torn_tail_ok=True))
+
+
 def test_a_byte_order_mark_and_blank_lines_are_read_over(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": "é"}).encode() + b"\n\n")

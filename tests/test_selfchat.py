@@ -409,7 +409,9 @@ class TestStops:
         assert "every answered call" in out
         assert states(path) == {"answered": stub.answered}
 
-    @pytest.mark.parametrize("content", ["id,text\n1,Why do cats purr?", '{"id": "1"}\n{"id": "2'])
+    @pytest.mark.parametrize("content", [
+        "id,text\n1,Why do cats purr?", '{"id": "1"}\n{"id": "2', "Why do cats purr?", '[{"id": 1}]'
+    ])  # fmt: skip
     def test_a_file_that_is_no_collection_is_refused_and_left_as_it_is(
         self, stub, tmp_path, content
     ):

@@ -60,7 +60,8 @@ def load_base(name: str | Path = "smollm2-135m", precision: str = "auto") -> Bas
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    name, (precision, reason) = str(name), _choose_precision(precision)
+    name = str(name)
+    precision, reason = _choose_precision(precision)
     path = str(student_dir(name)) if name in MODELS or name.endswith(".gguf") else name
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     remedy = (

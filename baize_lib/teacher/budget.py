@@ -81,7 +81,7 @@ class Budget:
     def settle(
         self, held: Reservation, usd: float, tokens: int, *, uncertain: bool = False
     ) -> None:
-        """Replace a reservation by the call's cost, even one above it; `uncertain`: unseen."""
+        """Replace a reservation by what the call cost; `uncertain`: by a bill nobody has seen."""
         pico = round(usd * PICO)
         with self._lock:
             self.hold(Reservation(-held.picodollars, -held.tokens))

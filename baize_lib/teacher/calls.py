@@ -280,7 +280,7 @@ class Calls:
             return [dict(row) for row in self._read(sql, *values)]
 
     def claim(self, purpose: str, now: Mapping[str, Any]) -> None:
-        """Tie the table to the first settings (name -> value); others are refused by difference."""
+        """Tie the table to its first settings (name -> value); a BaizeError shows what differs."""
         with self.held():
             insert = "INSERT OR IGNORE INTO settings VALUES (?, ?)"
             self.write_now((insert, purpose, json.dumps(now)))

@@ -81,7 +81,7 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
     `models.weights` are free. Of the past, only gpt-3.5-turbo's price in 2023 is known.
 
     Raises:
-        BaizeError: the table does not know the model; no price is ever taken as 0.
+        BaizeError: the table does not know the model; an unknown price is never taken as 0.
     """
     if model in MODELS:
         return replace(FREE, model=model)
