@@ -329,6 +329,7 @@ def test_an_instructions_input_is_part_of_the_question():
         ({"messages": ["Hi"]}, "holds a str"),
         ({"conversations": [{"from": "martian", "value": "Hi"}]}, "'martian'"),
         ({"instruction": "a", "output": None}, "NoneType, not text"),
+        ({"data": [TWO[:2], TWO[2:]]}, "the fields data"),
     ],
 )  # fmt: skip
 def test_what_no_layout_knows_is_refused_by_name(tmp_path, row, why):

@@ -58,13 +58,14 @@ def read_dialogues(
     `statuses` are the lines of `self_chat.jsonl` wanted; None takes failed ones too, which cost
     money as well. There is a BaizeError for no such file, and where not one row can be read.
     """
-    is_file, num_read, faults = isinstance(source, str | Path), 0, []
+    is_file = isinstance(source, str | Path)
     if is_file and not Path(source).is_file():
         what = "is a folder: name a file in it" if Path(source).is_dir() else "does not exist"
         raise BaizeError(f"{source} {what}; check the name, or run the notebook before this")
     if not isinstance(source, Iterable | Path):
         raise BaizeError(f"{source!r:.60} holds no dialogues: give a file, or a list of rows")
     rows = records(Path(source)) if is_file else ((f"row {i}", r) for i, r in enumerate(source, 1))
+    num_read, faults = 0, []
     for place, row in rows:
         try:
             dialogue = _read_row(row)
@@ -156,7 +157,7 @@ def _said_in(row: Mapping[str, Any]) -> tuple[_Said, tuple[str, ...]]:
             return [said for item in row[name] for said in _one(item, name)], ()
     if row.get("status") in _FIELDS["unfinished"]:
         return [], ()
-    if isinstance(row.get("data"), list):
+    if isinstance(row.get("data"), list) and all(isinstance(text, str) for text in row["data"]):
         return [(("user", "assistant")[i % 2], text) for i, text in enumerate(row["data"])], ()
     if turn := _turn_in(row):
         before = row.get("history") or ()
