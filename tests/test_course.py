@@ -188,6 +188,10 @@ def test_a_damaged_file_of_the_run_is_named(handed_in, run, torn):
     (run.adapter_dir / "baize_run.json").write_text(torn, encoding="utf-8")
     with pytest.raises(BaizeError, match=r"baize_run\.json is damaged"):
         check_receipt(handed_in)
+    run.calls_file.write_text(torn, encoding="utf-8")
+    (run.adapter_dir / "baize_run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BaizeError, match=r"calls\.sqlite cannot be read .*: put back"):
+        check_receipt(handed_in)
 
 
 def test_a_receipt_without_its_run_is_not_taken_on_trust(handed_in, run, tmp_path, monkeypatch):

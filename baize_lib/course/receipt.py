@@ -41,8 +41,13 @@ _CALLS = "SELECT key, purpose, model, state, owed, input, output, text FROM bill
 def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
     if not run.calls_file.is_file():
         return []
-    with closing(sqlite3.connect(f"{run.calls_file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(query).fetchall()
+    address = f"{run.calls_file.resolve().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as db:
+            return db.execute(query).fetchall()
+    except sqlite3.Error as error:
+        remedy = "put back the file that was there"
+        raise BaizeError(f"{run.calls_file} cannot be read ({error}): {remedy}") from error
 
 
 def _hash(content: Any) -> str:
