@@ -67,6 +67,13 @@ def test_a_comparison_of_nothing_is_refused(prompts):
         compare_arms([], [], prompts)
 
 
+def test_one_pair_shows_nothing_whatever_its_marks():
+    for one, other in ([1.0], [0.0]), ([1.0], [0.5]), ([0.2], [3.1]):
+        found = compare_arms(one, other)
+        assert (found.p, found.clusters) == (1.0, 1)
+        assert found.low == found.difference == found.high == one[0] - other[0]
+
+
 def test_losses_are_compared_pair_by_pair():
     rng = np.random.default_rng(1)
     hard = rng.normal(2, 1, 40)  # the prompts differ much, the arms little but always

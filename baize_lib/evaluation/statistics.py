@@ -157,6 +157,8 @@ def compare_arms(
     decided = int(np.abs(sums).sum())
     if set(np.abs(sums)) <= {0.0, 1.0}:
         p = binomtest(int((sums > 0).sum()), decided).pvalue if decided else 1.0
+    elif len(sums) == 1:
+        p = 1.0  # with its sign flipped it is as large
     else:
         options = {"permutation_type": "samples", "n_resamples": 9999, "rng": 0}
         p = permutation_test((sums,), np.sum, **options).pvalue
