@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_train import TALKS, TOKENIZER, tiny_base
 
@@ -13,6 +15,8 @@ from baize_lib.config import BaizeError, data_dir
 from baize_lib.corpus.formats import write_dialogues
 from baize_lib.training.__main__ import main
 from baize_lib.training.settings import read_run_file
+from baize_lib.training.step import Team
+from baize_lib.training.tokens import Encoded
 
 # `--multi_gpu` is accelerate's word for several processes of one machine, processors included
 LAUNCH = [
@@ -56,9 +60,7 @@ def history(adapter):
 
 
 def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone):
-    path = run_file(
-        folder, "two"
-    )  # its last step has one dialogue, so one of them has nothing to do
+    path = run_file(folder, "two")  # in its last step one of them has nothing to do
     command = [*LAUNCH, "-m", "baize_lib.training", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -69,6 +71,14 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone):
         assert [row[key] for row in found] == pytest.approx([r[key] for r in expected], rel=1e-4)
     for key, weight in load_file(folder / "two" / "adapter_model.safetensors").items():
         torch.testing.assert_close(weight, weights[key], rtol=1e-3, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 5))
+def test_a_team_computes_every_row_once_whatever_its_size(lengths, size):
+    rows = [Encoded([1] * n, [1] * n, str(i)) for i, n in enumerate(lengths)]
+    shares = [Team(rank, size).batches(rows, 60) for rank in range(size)]
+    seen = [row.id for share in shares for batch in share for row in batch]
+    assert sorted(seen) == sorted(row.id for row in rows)
 
 
 # --- run files
