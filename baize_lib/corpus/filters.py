@@ -68,10 +68,8 @@ class Filtered:
         ]
 
     def cost(self, shadow: Price | None = None) -> dict[str, Any]:
-        """Dialogues seen and accepted, USD and tokens for each accepted one (None where none was).
-
-        With `shadow` also what the same tokens would have cost at that price.
-        """
+        """Dialogues seen and accepted, USD and tokens for each accepted one (None where none was);
+        with `shadow` also what the same tokens would have cost at that price."""
 
         def each(amount: float) -> float | None:
             return amount / len(self.kept) if self.kept else None

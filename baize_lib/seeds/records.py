@@ -22,6 +22,7 @@ LONGEST = 1 << 22  # bytes of a line, characters of a JSON value
 BLOCK = 1 << 16
 OPEN_LINES = 100  # that a row may go on over while its quotes are open
 READ_ERRORS = (OSError, EOFError, RuntimeError, zlib.error)  # a damaged archive or disk
+_Line = tuple[int, str | ValueError]  # its number and its text, or what is wrong with it
 _Numbered = Iterator[tuple[int, Any]]  # (line or row, record or ValueError)
 
 
@@ -42,7 +43,7 @@ def records_of(file: IO[bytes], place: str) -> Iterator[tuple[str, Any]]:
         yield f"{place}:{number}", record
 
 
-def lines(file: IO[bytes]) -> Iterator[tuple[int, str | ValueError]]:
+def lines(file: IO[bytes]) -> Iterator[_Line]:
     """(line number, text) of a UTF-8 file with or without byte-order mark; a broken byte becomes
     U+FFFD, which a cleaning rule finds. A blank line counts, and is left out."""
     number = 0
@@ -146,9 +147,7 @@ def _table(file: IO[bytes]) -> _Numbered:
         ahead = [*ahead[taken:], *islice(rows, taken)]
 
 
-def _first_row(
-    ahead: list[tuple[int, str | ValueError]], delimiter: str
-) -> tuple[int, list[str] | ValueError]:
+def _first_row(ahead: list[_Line], delimiter: str) -> tuple[int, list[str] | ValueError]:
     """(lines it takes, fields) of the row that begins on the first line."""
     text, fault = "", None
     for taken, (_, line) in enumerate(ahead, start=1):

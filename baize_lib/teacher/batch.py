@@ -78,9 +78,8 @@ class BatchTeacher(Teacher):
     async def next_round(self) -> bool:
         """Send what is wanted, wait for every batch under way, and take in what they answer.
 
-        Returns whether to run the same code again: False if nothing was wanted.
-
-        Raises a BaizeError if a batch was refused, `RunStopped` if a person cancelled it.
+        Returns whether to run the same code again: False if nothing was wanted. Raises a BaizeError
+        if a batch was refused, `RunStopped` if a person cancelled it.
         """
         with self.calls.held():
             while rows := self.calls.query(WANTED, MOST_BYTES, MOST_ROWS):

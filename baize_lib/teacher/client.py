@@ -353,10 +353,8 @@ class Teacher:
         return replace(failure, text=re.sub(r"(?:Bearer |sk-)[^\s:,;'\"]+", "[key]", text))
 
     async def request(self, method: str, *args: Any, repeatable: bool = True, **fields: Any) -> Any:
-        """Another request, as `request("batches.retrieve", id)`, tried again as a chat is.
-
-        Unless `repeatable`, only after a try that failed for certain.
-        """
+        """Another request, as `request("batches.retrieve", id)`, tried again as a chat is; unless
+        `repeatable`, only after a try that failed for certain."""
 
         async def attempt() -> Any:
             outcome = await self._exchange(lambda c: attrgetter(method)(c)(*args, **fields))

@@ -78,10 +78,8 @@ def price_of(model: str, *, base_url: str | None = None, year: int | None = None
     Of models priced by prompt length it is the price of short prompts; of those priced by the
     hour, that of the dearest one. A batch price that the table does not know is the full one.
     The table knows more models when told their address (`base_url`); the models of
-    `models.weights` are free. Of the past, only gpt-3.5-turbo's price in 2023 is known.
-
-    Raises:
-        BaizeError: the table does not know the model; an unknown price is never taken as 0.
+    `models.weights` are free. Of the past, only gpt-3.5-turbo's price in 2023 is known. A price
+    that is not known is a BaizeError, never 0.
     """
     if model in MODELS:
         return replace(FREE, model=model)
