@@ -190,7 +190,7 @@ def test_a_damaged_file_of_the_run_is_named(handed_in, run, torn):
         check_receipt(handed_in)
     run.calls_file.write_text(torn, encoding="utf-8")
     (run.adapter_dir / "baize_run.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(BaizeError, match=r"calls\.sqlite cannot be read .*: put back"):
+    with pytest.raises(BaizeError, match=r"calls\.sqlite cannot be read .*: put it back"):
         check_receipt(handed_in)
 
 

@@ -56,10 +56,10 @@ def test_a_shown_figure_carries_its_alt_text_and_is_saved_where_asked(tmp_path, 
 def test_dots_and_intervals_of_nothing_say_what_to_give():
     look = {"title": "t", "unit": "u"}
     for nothing in ({}, {"x": {"a": []}}, {"x": {"a": [1]}, "y": {"b": [1]}}):
-        with pytest.raises(BaizeError, match="nothing to draw .*: give panel -> name -> values"):
+        with pytest.raises(BaizeError, match="nothing to draw, .*: give panel -> name -> values"):
             plots.dots(nothing, **look)
     for nothing in ({}, {"x": {"a": (1, 1, 1)}, "y": {}}):
-        with pytest.raises(BaizeError, match=r"nothing to draw .*name -> \(share, low, high\)"):
+        with pytest.raises(BaizeError, match=r"nothing to draw, .*name -> \(share, low, high\)"):
             plots.intervals(nothing, **look)
 
 

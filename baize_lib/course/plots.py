@@ -68,12 +68,10 @@ def _are_whole(values: Iterable[float]) -> bool:
 
 
 def _names(groups: Mapping[str, Mapping[str, Sequence[float]]], form: str) -> list[str]:
-    """The names in each group; a BaizeError where there is none, or nothing to draw for a name."""
+    """The names in each group; a BaizeError where there is no group, or nothing for a name."""
     names = list(next(iter(groups.values()), ()))
-    empty = [n for group in groups.values() for n in names if not len(group.get(n, ()))]
-    if not groups or empty:
-        what = f"for {', '.join(empty)} somewhere" if empty else "in an empty mapping"
-        raise BaizeError(f"nothing to draw {what}: give {form}, the same names in each")
+    if not groups or not all(len(group.get(n, ())) for group in groups.values() for n in names):
+        raise BaizeError(f"nothing to draw, or not for every name: give {form}, the same in each")
     return names
 
 

@@ -46,8 +46,7 @@ def _rows(run: Run, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(address, uri=True)) as db:
             return db.execute(query).fetchall()
     except sqlite3.Error as error:
-        remedy = "put back the file that was there"
-        raise BaizeError(f"{run.calls_file} cannot be read ({error}): {remedy}") from error
+        raise BaizeError(f"{run.calls_file} cannot be read ({error}): put it back") from error
 
 
 def _hash(content: Any) -> str:
