@@ -263,7 +263,7 @@ def parse_transcript(text: str) -> Transcript:
     """
     defects: list[str] = []
     text = re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff"))
-    text = _MARKS["glued"].sub("\\g<end>\n", text)
+    text = _MARKS["glued"].sub(lambda turn: turn["code"] or f"{turn['end']}\n", text)
     text = _MARKS["model_tag"].sub(r"[\1] ", text).strip()
     unthought = _unthought(text, before_a_tag=True)
     said = [*_runs(_unwrapped(unthought, defects), defects)]

@@ -414,6 +414,8 @@ def test_what_teachers_write_around_a_transcript_is_named_and_left_out(text, def
         ("**Human: A?**\n\n**AI:** B.", said("A?", "B.")),
         ("USER: A?\nASSISTANT: B.</s>USER: C?\nASSISTANT: D.</s>", said("A?", "B.", "C?", "D.")),
         ("<s>[Human] A?\n[AI] B.</s> <s>[Human] C?\n[AI] D.", said("A?", "B.", "C?", "D.")),
+        ("[Human] A `</s>AI:`?\n[AI]\n```\n</s> user: x\n```",
+         said("A `</s>AI:`?", "```\n</s> user: x\n```")),
         ("<|im_start|>user\nA?<|im_end|><|im_start|>assistant\nB.<|im_end|>", said("A?", "B.")),
         ("> [Human] A?\n> more\n>\n> [AI] B.", said("A?\nmore", "B.")),
     ],
