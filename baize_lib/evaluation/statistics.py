@@ -190,15 +190,19 @@ def true_shares(
     the mean verdict on good ones and e0 on bad ones, a mean verdict v means a true share of
     (v - e0) / (e1 - e0) (Rogan & Gladen 1978); "look" counts half. The 95% interval holds the
     chance in all three. It assumes that the checks err on a model's answers as on those we
-    labelled, kind by kind and language by language.
+    labelled, kind by kind and language by language; kinds that they call never good are left out.
     """
     import pandas as pd
 
     labelled = pd.DataFrame(try_checks() if tried is None else tried)
-    kinds = labelled["check"].str.split(",").str[0]
-    gold = labelled.groupby([kinds, "language", "label"])["grade"]
+    labelled["kind"] = labelled["check"].str.split(",").str[0]
+    can = labelled.groupby(["kind", "language"])["grade"].transform(lambda g: (g == "good").any())
+    gold = labelled[can].groupby(["kind", "language", "label"])["grade"]
+    asked = _grades(prompts, graded).merge(
+        labelled.loc[can, ["kind", "language"]].drop_duplicates()
+    )
     rng, rows = np.random.default_rng(0), []
-    for model, answers in _grades(prompts, graded).groupby("model", sort=False):
+    for model, answers in asked.groupby("model", sort=False):
         drawn = np.zeros(_DRAWS)
         for kind, group in answers.groupby(["kind", "language"], sort=False):
             seen = _mean_verdict(group["grade"], rng)
